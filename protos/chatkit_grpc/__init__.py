@@ -1,0 +1,1 @@
+"""The contract between server, bridge and clients: the messages, their JSON and the errors."""

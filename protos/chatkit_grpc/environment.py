@@ -1,0 +1,59 @@
+"""How both halves read their environment: what a variable must be, and an error that names all that are wrong."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self, cast
+
+from environs import Env, EnvValidationError, ValidationError
+
+
+class SettingsError(Exception):
+    """Some settings are not what they must be; the message names each of them and says what it wants."""
+
+
+class Address(NamedTuple):
+    """Where to listen or to connect.
+
+    port: 0 lets the system choose one.
+    """
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read host:port. Samples: "127.0.0.1:50051", "[::1]:8000", "0.0.0.0:0"."""
+        host, colon, port = text.rpartition(":")
+        bare = host.removeprefix("[").removesuffix("]")
+        if not colon or not bare or not port.isdecimal() or int(port) > 65535 or (":" in bare and bare == host):
+            raise ValidationError(f"expected host:port such as 127.0.0.1:8000, got {text!r}")
+        return cls(bare, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Environment(Env):
+    """The process's environment. Read it all, then call `check`, which reports all that is wrong at once."""
+
+    def __init__(self) -> None:
+        super().__init__(eager=False)
+        self.add_parser("_address", Address.parse)
+
+    def address(self, name: str, default: Address) -> Address:
+        """A host:port."""
+        found: Address | None = self._address(name, str(default))
+        return found or default
+
+    def text(self, name: str) -> str | None:
+        """Any text. An empty one counts as none, since `docker run -e NAME=` makes such."""
+        return self.str(name, "") or None
+
+    def check(self) -> None:
+        """Raise SettingsError if anything that was read is wrong."""
+        try:
+            self.seal()
+        except EnvValidationError as error:
+            wrong = cast("dict[str, list[str]]", error.error_messages)
+            lines = [f"{name}: {' '.join(map(str, messages))}" for name, messages in wrong.items()]
+            raise SettingsError("\n".join(lines)) from None

@@ -1,0 +1,100 @@
+"""The server's settings: read from the environment once, checked at start, never changed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from chatkit_grpc.environment import Address, Environment
+from environs import ValidationError
+from environs import validate as must_be
+
+DEFAULT_LISTEN = Address("127.0.0.1", 50051)
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of the server. README.md lists them with what they are for; each is the variable of its name."""
+
+    database_url: str | None = None
+    data_dir: Path = Path(".data")
+    database_pool_size: int = 10
+    database_statement_cache: bool = True
+    database_timeout_seconds: float = 30.0
+    grpc_listen: Address = DEFAULT_LISTEN
+    environment: str = "production"
+    chatkit_server: str = "server.assistant:create_assistant"
+    max_request_bytes: int = 4 * 1024 * 1024
+    shutdown_grace_seconds: float = 5.0
+    log_level: str = "INFO"
+    openai_api_key: str | None = None
+    xiaomi_api_key: str | None = None
+    model_base_url: str | None = None
+    model_api_key: str | None = None
+    model_name: str | None = None
+
+    @classmethod
+    def from_env(cls) -> Settings:
+        """Read the environment. Raises SettingsError, which names every setting that is wrong."""
+        env = Environment()
+        # With __slots__ a class attribute is no default, so one instance stands for them.
+        default = cls()
+        settings: dict[str, Any] = {
+            "database_url": env.str("DATABASE_URL", "", validate=_postgres_url) or None,
+            "data_dir": env.path("DATA_DIR", default.data_dir),
+            "database_pool_size": env.int(
+                "DATABASE_POOL_SIZE", default.database_pool_size, validate=must_be.Range(1, 1000)
+            ),
+            "database_statement_cache": env.bool("DATABASE_STATEMENT_CACHE", default.database_statement_cache),
+            "database_timeout_seconds": env.float(
+                "DATABASE_TIMEOUT_SECONDS", default.database_timeout_seconds, validate=must_be.Range(0.1, 3600)
+            ),
+            "grpc_listen": env.address("GRPC_LISTEN", default.grpc_listen),
+            "environment": env.str("ENVIRONMENT", default.environment, validate=_environment),
+            "chatkit_server": env.str("CHATKIT_SERVER", default.chatkit_server, validate=_factory),
+            "max_request_bytes": env.int(
+                "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)
+            ),
+            "shutdown_grace_seconds": env.float(
+                "SHUTDOWN_GRACE_SECONDS", default.shutdown_grace_seconds, validate=must_be.Range(0, 3600)
+            ),
+            "log_level": env.str("LOG_LEVEL", default.log_level, validate=must_be.OneOf(LOG_LEVELS)),
+            "openai_api_key": env.text("OPENAI_API_KEY"),
+            "xiaomi_api_key": env.text("XIAOMI_API_KEY"),
+            "model_base_url": env.str("MODEL_BASE_URL", "", validate=_http_url) or None,
+            "model_api_key": env.text("MODEL_API_KEY"),
+            "model_name": env.text("MODEL_NAME"),
+        }
+        env.check()
+        return cls(**settings)
+
+    @property
+    def is_development(self) -> bool:
+        """Whether requests without credentials act as a development user."""
+        return self.environment == "development"
+
+
+def _postgres_url(url: str) -> None:
+    # The URL may hold a password: only its scheme is shown.
+    scheme = urlsplit(url).scheme if url else "postgresql"
+    if scheme not in {"postgresql", "postgres"}:
+        raise ValidationError(f"expected postgresql://user@host/name, got the scheme {scheme!r}")
+
+
+def _http_url(url: str) -> None:
+    if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
+        raise ValidationError("expected a URL such as https://host/v1/")
+
+
+def _environment(name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise ValidationError(f"expected development, production or a name in lower case, got {name!r}")
+
+
+def _factory(path: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
+        raise ValidationError(f"expected package.module:factory, got {path!r}")
