@@ -33,8 +33,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Sample: {"reason": "INVALID_REQUEST", "domain": "chatkit-grpc", "metadata": {"path": "$.params.thread_id"}}
     """
     ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 3
-    """The operation isn't known, or this assistant doesn't do it. UNIMPLEMENTED, 400: ChatKit's page repeats a request that
-    is answered with a 5xx.
+    """This assistant doesn't do it. UNIMPLEMENTED, 400: ChatKit's page repeats a request that is answered with a 5xx.
     Sample: {"reason": "UNSUPPORTED", "domain": "chatkit-grpc", "metadata": {"operation": "input.transcribe"}}
     """
     ERROR_REASON_THREAD_NOT_FOUND: _ErrorReason.ValueType  # 4
@@ -111,8 +110,7 @@ ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 2
 Sample: {"reason": "INVALID_REQUEST", "domain": "chatkit-grpc", "metadata": {"path": "$.params.thread_id"}}
 """
 ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 3
-"""The operation isn't known, or this assistant doesn't do it. UNIMPLEMENTED, 400: ChatKit's page repeats a request that
-is answered with a 5xx.
+"""This assistant doesn't do it. UNIMPLEMENTED, 400: ChatKit's page repeats a request that is answered with a 5xx.
 Sample: {"reason": "UNSUPPORTED", "domain": "chatkit-grpc", "metadata": {"operation": "input.transcribe"}}
 """
 ERROR_REASON_THREAD_NOT_FOUND: ErrorReason.ValueType  # 4

@@ -55,6 +55,7 @@ JSON_TYPE_FIELD_NUMBER: _builtins.int
 RAW_JSON_FIELD_NUMBER: _builtins.int
 REQUIRED_FIELD_NUMBER: _builtins.int
 JSON_UNKNOWN_FIELD_NUMBER: _builtins.int
+MINIMUM_FIELD_NUMBER: _builtins.int
 JSON_CONTENT_FIELD_NUMBER: _builtins.int
 JSON_UNWRAP_FIELD_NUMBER: _builtins.int
 JSON_VALUE_FIELD_NUMBER: _builtins.int
@@ -66,6 +67,8 @@ required: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions
 """The member must be there in a request. A text or a list may still be empty."""
 json_unknown: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
 """The case of a oneof that carries, as its JSON text, a value whose "type" or members this schema doesn't know."""
+minimum: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.int]
+"""The smallest number that is accepted in a request."""
 json_content: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.OneofOptions, _builtins.str]
 """The member that holds the fields of the selected case, where they don't stand beside "type". Sample: "params"."""
 json_unwrap: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, _builtins.bool]

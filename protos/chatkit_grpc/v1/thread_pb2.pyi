@@ -57,10 +57,13 @@ class Thread(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     ALLOWED_IMAGE_DOMAINS_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     title: _builtins.str
     """What the sidebar shows. Absent until somebody has named it."""
     id: _builtins.str
     """Sample: "thr_0192f0c1d2e3"."""
+    metadata: _builtins.str
+    """Always {}: what the assistant keeps with a thread is its own business, and the SDK sends none of it."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was begun."""
@@ -86,10 +89,11 @@ class Thread(_message.Message):
         status: Global___ThreadStatus | None = ...,
         allowed_image_domains: Global___AllowedImageDomains | None = ...,
         items: Global___ThreadItemPage | None = ...,
+        metadata: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allowed_image_domains", b"_allowed_image_domains", "_title", b"_title", "allowed_image_domains", b"allowed_image_domains", "created_at", b"created_at", "items", b"items", "status", b"status", "title", b"title"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allowed_image_domains", b"_allowed_image_domains", "_title", b"_title", "allowed_image_domains", b"allowed_image_domains", "created_at", b"created_at", "id", b"id", "items", b"items", "status", b"status", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allowed_image_domains", b"_allowed_image_domains", "_title", b"_title", "allowed_image_domains", b"allowed_image_domains", "created_at", b"created_at", "id", b"id", "items", b"items", "metadata", b"metadata", "status", b"status", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allowed_image_domains: _TypeAlias = _typing.Literal["allowed_image_domains"]  # noqa: Y015
     _WhichOneofArgType__allowed_image_domains: _TypeAlias = _typing.Literal["_allowed_image_domains", b"_allowed_image_domains"]  # noqa: Y015

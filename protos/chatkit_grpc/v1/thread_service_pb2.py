@@ -27,7 +27,7 @@ from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 from chatkit_grpc.v1 import thread_pb2 as chatkit__grpc_dot_v1_dot_thread__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$chatkit_grpc/v1/thread_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x1c\x63hatkit_grpc/v1/thread.proto\"+\n\x10GetThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"B\n\x11GetThreadResponse\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread:\x04\xc0\xbc\x18\x01\"w\n\x12ListThreadsRequest\x12\x12\n\x05limit\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12%\n\x05order\x18\x02 \x01(\x0e\x32\x16.chatkit_grpc.v1.Order\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"l\n\x13ListThreadsResponse\x12%\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x17.chatkit_grpc.v1.Thread\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"C\n\x13UpdateThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\"E\n\x14UpdateThreadResponse\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread:\x04\xc0\xbc\x18\x01\".\n\x13\x44\x65leteThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x16\n\x14\x44\x65leteThreadResponse\"\x8e\x01\n\x10ListItemsRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12%\n\x05order\x18\x03 \x01(\x0e\x32\x16.chatkit_grpc.v1.Order\x12\x12\n\x05\x61\x66ter\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"n\n\x11ListItemsResponse\x12)\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"x\n\x12\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63kRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x16\n\x08item_ids\x18\x02 \x03(\tB\x04\xb0\xbb\x18\x01\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.chatkit_grpc.v1.FeedbackKindB\x04\xb0\xbb\x18\x01\"\x15\n\x13\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63kResponse*e\n\x0c\x46\x65\x65\x64\x62\x61\x63kKind\x12\x1d\n\x19\x46\x45\x45\x44\x42\x41\x43K_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_POSITIVE\x10\x01\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_NEGATIVE\x10\x02\x32\xa5\x04\n\rThreadService\x12R\n\tGetThread\x12!.chatkit_grpc.v1.GetThreadRequest\x1a\".chatkit_grpc.v1.GetThreadResponse\x12X\n\x0bListThreads\x12#.chatkit_grpc.v1.ListThreadsRequest\x1a$.chatkit_grpc.v1.ListThreadsResponse\x12[\n\x0cUpdateThread\x12$.chatkit_grpc.v1.UpdateThreadRequest\x1a%.chatkit_grpc.v1.UpdateThreadResponse\x12[\n\x0c\x44\x65leteThread\x12$.chatkit_grpc.v1.DeleteThreadRequest\x1a%.chatkit_grpc.v1.DeleteThreadResponse\x12R\n\tListItems\x12!.chatkit_grpc.v1.ListItemsRequest\x1a\".chatkit_grpc.v1.ListItemsResponse\x12X\n\x0b\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63k\x12#.chatkit_grpc.v1.AddFeedbackRequest\x1a$.chatkit_grpc.v1.AddFeedbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$chatkit_grpc/v1/thread_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x1c\x63hatkit_grpc/v1/thread.proto\"+\n\x10GetThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"B\n\x11GetThreadResponse\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread:\x04\xc0\xbc\x18\x01\"}\n\x12ListThreadsRequest\x12\x18\n\x05limit\x18\x01 \x01(\x05\x42\x04\xc0\xbb\x18\x00H\x00\x88\x01\x01\x12%\n\x05order\x18\x02 \x01(\x0e\x32\x16.chatkit_grpc.v1.Order\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"l\n\x13ListThreadsResponse\x12%\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x17.chatkit_grpc.v1.Thread\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"C\n\x13UpdateThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\"E\n\x14UpdateThreadResponse\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread:\x04\xc0\xbc\x18\x01\".\n\x13\x44\x65leteThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x16\n\x14\x44\x65leteThreadResponse\"\x94\x01\n\x10ListItemsRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x18\n\x05limit\x18\x02 \x01(\x05\x42\x04\xc0\xbb\x18\x00H\x00\x88\x01\x01\x12%\n\x05order\x18\x03 \x01(\x0e\x32\x16.chatkit_grpc.v1.Order\x12\x12\n\x05\x61\x66ter\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"n\n\x11ListItemsResponse\x12)\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"x\n\x12\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63kRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x16\n\x08item_ids\x18\x02 \x03(\tB\x04\xb0\xbb\x18\x01\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.chatkit_grpc.v1.FeedbackKindB\x04\xb0\xbb\x18\x01\"\x15\n\x13\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63kResponse*e\n\x0c\x46\x65\x65\x64\x62\x61\x63kKind\x12\x1d\n\x19\x46\x45\x45\x44\x42\x41\x43K_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_POSITIVE\x10\x01\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_NEGATIVE\x10\x02\x32\xa5\x04\n\rThreadService\x12R\n\tGetThread\x12!.chatkit_grpc.v1.GetThreadRequest\x1a\".chatkit_grpc.v1.GetThreadResponse\x12X\n\x0bListThreads\x12#.chatkit_grpc.v1.ListThreadsRequest\x1a$.chatkit_grpc.v1.ListThreadsResponse\x12[\n\x0cUpdateThread\x12$.chatkit_grpc.v1.UpdateThreadRequest\x1a%.chatkit_grpc.v1.UpdateThreadResponse\x12[\n\x0c\x44\x65leteThread\x12$.chatkit_grpc.v1.DeleteThreadRequest\x1a%.chatkit_grpc.v1.DeleteThreadResponse\x12R\n\tListItems\x12!.chatkit_grpc.v1.ListItemsRequest\x1a\".chatkit_grpc.v1.ListItemsResponse\x12X\n\x0b\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63k\x12#.chatkit_grpc.v1.AddFeedbackRequest\x1a$.chatkit_grpc.v1.AddFeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTHREADREQUEST'].fields_by_name['thread_id']._serialized_options = b'\260\273\030\001'
   _globals['_GETTHREADRESPONSE']._loaded_options = None
   _globals['_GETTHREADRESPONSE']._serialized_options = b'\300\274\030\001'
+  _globals['_LISTTHREADSREQUEST'].fields_by_name['limit']._loaded_options = None
+  _globals['_LISTTHREADSREQUEST'].fields_by_name['limit']._serialized_options = b'\300\273\030\000'
   _globals['_UPDATETHREADREQUEST'].fields_by_name['thread_id']._loaded_options = None
   _globals['_UPDATETHREADREQUEST'].fields_by_name['thread_id']._serialized_options = b'\260\273\030\001'
   _globals['_UPDATETHREADREQUEST'].fields_by_name['title']._loaded_options = None
@@ -48,38 +50,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETETHREADREQUEST'].fields_by_name['thread_id']._serialized_options = b'\260\273\030\001'
   _globals['_LISTITEMSREQUEST'].fields_by_name['thread_id']._loaded_options = None
   _globals['_LISTITEMSREQUEST'].fields_by_name['thread_id']._serialized_options = b'\260\273\030\001'
+  _globals['_LISTITEMSREQUEST'].fields_by_name['limit']._loaded_options = None
+  _globals['_LISTITEMSREQUEST'].fields_by_name['limit']._serialized_options = b'\300\273\030\000'
   _globals['_ADDFEEDBACKREQUEST'].fields_by_name['thread_id']._loaded_options = None
   _globals['_ADDFEEDBACKREQUEST'].fields_by_name['thread_id']._serialized_options = b'\260\273\030\001'
   _globals['_ADDFEEDBACKREQUEST'].fields_by_name['item_ids']._loaded_options = None
   _globals['_ADDFEEDBACKREQUEST'].fields_by_name['item_ids']._serialized_options = b'\260\273\030\001'
   _globals['_ADDFEEDBACKREQUEST'].fields_by_name['kind']._loaded_options = None
   _globals['_ADDFEEDBACKREQUEST'].fields_by_name['kind']._serialized_options = b'\260\273\030\001'
-  _globals['_FEEDBACKKIND']._serialized_start=1101
-  _globals['_FEEDBACKKIND']._serialized_end=1202
+  _globals['_FEEDBACKKIND']._serialized_start=1113
+  _globals['_FEEDBACKKIND']._serialized_end=1214
   _globals['_GETTHREADREQUEST']._serialized_start=143
   _globals['_GETTHREADREQUEST']._serialized_end=186
   _globals['_GETTHREADRESPONSE']._serialized_start=188
   _globals['_GETTHREADRESPONSE']._serialized_end=254
   _globals['_LISTTHREADSREQUEST']._serialized_start=256
-  _globals['_LISTTHREADSREQUEST']._serialized_end=375
-  _globals['_LISTTHREADSRESPONSE']._serialized_start=377
-  _globals['_LISTTHREADSRESPONSE']._serialized_end=485
-  _globals['_UPDATETHREADREQUEST']._serialized_start=487
-  _globals['_UPDATETHREADREQUEST']._serialized_end=554
-  _globals['_UPDATETHREADRESPONSE']._serialized_start=556
-  _globals['_UPDATETHREADRESPONSE']._serialized_end=625
-  _globals['_DELETETHREADREQUEST']._serialized_start=627
-  _globals['_DELETETHREADREQUEST']._serialized_end=673
-  _globals['_DELETETHREADRESPONSE']._serialized_start=675
-  _globals['_DELETETHREADRESPONSE']._serialized_end=697
-  _globals['_LISTITEMSREQUEST']._serialized_start=700
-  _globals['_LISTITEMSREQUEST']._serialized_end=842
-  _globals['_LISTITEMSRESPONSE']._serialized_start=844
-  _globals['_LISTITEMSRESPONSE']._serialized_end=954
-  _globals['_ADDFEEDBACKREQUEST']._serialized_start=956
-  _globals['_ADDFEEDBACKREQUEST']._serialized_end=1076
-  _globals['_ADDFEEDBACKRESPONSE']._serialized_start=1078
-  _globals['_ADDFEEDBACKRESPONSE']._serialized_end=1099
-  _globals['_THREADSERVICE']._serialized_start=1205
-  _globals['_THREADSERVICE']._serialized_end=1754
+  _globals['_LISTTHREADSREQUEST']._serialized_end=381
+  _globals['_LISTTHREADSRESPONSE']._serialized_start=383
+  _globals['_LISTTHREADSRESPONSE']._serialized_end=491
+  _globals['_UPDATETHREADREQUEST']._serialized_start=493
+  _globals['_UPDATETHREADREQUEST']._serialized_end=560
+  _globals['_UPDATETHREADRESPONSE']._serialized_start=562
+  _globals['_UPDATETHREADRESPONSE']._serialized_end=631
+  _globals['_DELETETHREADREQUEST']._serialized_start=633
+  _globals['_DELETETHREADREQUEST']._serialized_end=679
+  _globals['_DELETETHREADRESPONSE']._serialized_start=681
+  _globals['_DELETETHREADRESPONSE']._serialized_end=703
+  _globals['_LISTITEMSREQUEST']._serialized_start=706
+  _globals['_LISTITEMSREQUEST']._serialized_end=854
+  _globals['_LISTITEMSRESPONSE']._serialized_start=856
+  _globals['_LISTITEMSRESPONSE']._serialized_end=966
+  _globals['_ADDFEEDBACKREQUEST']._serialized_start=968
+  _globals['_ADDFEEDBACKREQUEST']._serialized_end=1088
+  _globals['_ADDFEEDBACKRESPONSE']._serialized_start=1090
+  _globals['_ADDFEEDBACKRESPONSE']._serialized_end=1111
+  _globals['_THREADSERVICE']._serialized_start=1217
+  _globals['_THREADSERVICE']._serialized_end=1766
 # @@protoc_insertion_point(module_scope)

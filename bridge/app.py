@@ -1,0 +1,100 @@
+"""The bridge put together: routes, the channel to the server, and JSON for whatever isn't there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from bridge.backend import OPENAI_KEY, Backend
+from bridge.endpoint import Endpoint
+from bridge.settings import Settings
+from bridge.streams import Streams
+
+PAGE = Path(__file__).parent.parent / "clients" / "web" / "index.html"
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """The bridge as a Starlette app. Without settings it reads the environment. Raises SettingsError.
+
+    `app.state.streams` holds the open streams; whoever stops the process may drain them.
+    """
+    settings = settings or Settings.from_env()
+    # At DEBUG it logs every chunk, which is what people say to each other.
+    logging.getLogger("sse_starlette").setLevel(logging.INFO)
+    streams = Streams()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        backend = Backend(settings)
+        app.state.backend = backend
+        app.state.endpoint = Endpoint(backend, streams, settings)
+        try:
+            yield
+        finally:
+            await backend.close()
+
+    app = Starlette(
+        routes=[
+            Route("/", page, methods=["GET"]),
+            Route("/api/chatkit", chatkit, methods=["POST"]),
+            Route("/api/chatkit/health", health, methods=["GET"]),
+        ],
+        exception_handlers={HTTPException: http_error},
+        lifespan=lifespan,
+    )
+    app.state.streams = streams
+    return app
+
+
+async def chatkit(request: Request) -> Response:
+    """ChatKit's endpoint."""
+    endpoint: Endpoint = request.app.state.endpoint
+    return await endpoint(request)
+
+
+async def page(_request: Request) -> Response:
+    """The page for people."""
+    return FileResponse(PAGE, headers=_PAGE_HEADERS)
+
+
+async def health(request: Request) -> Response:
+    """Whether the system answers, for anybody who asks: 200 if it does, 503 if not."""
+    backend: Backend = request.app.state.backend
+    is_serving = await backend.is_serving()
+    has_openai_key = bool(is_serving and await backend.is_serving(OPENAI_KEY))
+    state = {True: "serving", False: "database unavailable", None: "unreachable"}[is_serving]
+    return JSONResponse(
+        {
+            "status": "ok" if is_serving else "unavailable",
+            "backend": state,
+            "openai_key_configured": has_openai_key,
+            "session_endpoint_available": False,
+            "store_implemented": True,
+            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        },
+        status_code=200 if is_serving else 503,
+    )
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """What isn't there, or isn't there for this method, in the shape of all our errors."""
+    if not isinstance(error, HTTPException):
+        raise error
+    code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "HTTP_ERROR")
+    message = {404: f"There is nothing at {request.url.path}.", 405: f"{request.method} is not for this address."}
+    body = {"error": {"code": code, "message": message.get(error.status_code, error.detail), "details": {}}}
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)

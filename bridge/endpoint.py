@@ -1,0 +1,149 @@
+"""POST /api/chatkit: a ChatKit request in, JSON or a stream out, and for each failure the answer its page can show.
+
+A page that asked for a stream gets its failures as an `error` event in one, since it would show nothing for most 4xx,
+and would repeat the request for each 5xx; only 401 and 429 mean something to it. All others get the real status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from chatkit_grpc import codec
+from chatkit_grpc.errors import ChatKitError, LimitError, ValidationError
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
+from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
+from google.protobuf.message import DecodeError
+from sse_starlette import EventSourceResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from bridge import sse
+from bridge.backend import METADATA_KEY, Backend, Metadata, method_of
+from bridge.settings import Settings
+from bridge.streams import Streams
+
+_FORWARDED = ("authorization", "accept-language", "user-agent", "x-user-id", "x-request-id", "traceparent")
+"""Headers that the server is told, under their own names."""
+_METADATA_LIMIT = 8 * 1024
+_STATUSES_FOR_A_PAGE = frozenset({401, 429})
+
+
+class Endpoint:
+    """The one endpoint of ChatKit's protocol."""
+
+    def __init__(self, backend: Backend, streams: Streams, settings: Settings) -> None:
+        self._backend = backend
+        self._streams = streams
+        self._settings = settings
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer a request."""
+        wants_stream = "text/event-stream" in request.headers.get("accept", "")
+        try:
+            return await self._answer(request)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except ChatKitError as error:
+            return self._stream_of(error) if wants_stream and not _is_for_a_page(error) else error_response(error)
+
+    async def _answer(self, request: Request) -> Response:
+        metadata = _metadata_of(request)
+        try:
+            chatkit_request = await self._read(request)
+        except ChatKitError:
+            await self._backend.authenticate(metadata)
+            raise
+        method, parameters = method_of(chatkit_request)
+        if chatkit_request.metadata:
+            metadata.append((METADATA_KEY, chatkit_request.metadata.encode()))
+        if not method.is_stream:
+            answer = await self._backend.call(method.path, parameters, metadata)
+            return Response(codec.encode(answer), media_type="application/json")
+        call = self._backend.stream(method.path, parameters, metadata)
+        return self._event_stream(await self._streams.open(call))
+
+    async def _read(self, request: Request) -> ChatKitRequest:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        body = await _read_body(request, self._settings.max_request_bytes)
+        if content_type == "application/x-protobuf":
+            chatkit_request = _parse_protobuf(body)
+        elif content_type == "application/json":
+            chatkit_request = codec.decode_request(ChatKitRequest, body)
+        else:
+            # A browser sends any other type to any site without asking that site first.
+            raise ValidationError.at(
+                "Content-Type", f"expected application/json or application/x-protobuf, got {content_type!r}"
+            )
+        if len(chatkit_request.metadata.encode()) > _METADATA_LIMIT:
+            raise ValidationError.at("$.metadata", f"expected at most {_METADATA_LIMIT} bytes of JSON")
+        return chatkit_request
+
+    def _event_stream(self, frames: AsyncIterator[bytes]) -> EventSourceResponse:
+        return EventSourceResponse(
+            frames,
+            headers=sse.HEADERS,
+            sep="\n",
+            ping=self._settings.heartbeat_seconds,
+            ping_message_factory=sse.heartbeat,
+            # Longer than the streams take to end by themselves.
+            shutdown_grace_period=self._settings.shutdown_grace_seconds + 1,
+        )
+
+    def _stream_of(self, error: ChatKitError) -> Response:
+        return Response(sse.error_frame(error), headers=sse.HEADERS)
+
+
+def error_response(error: ChatKitError) -> JSONResponse:
+    """A failure with its real status. Sample: {"error": {"code": "THREAD_NOT_FOUND", "message": …, "details": {…}}}."""
+    details: dict[str, object] = dict(error.metadata)
+    if error.violations:
+        details["violations"] = [{"path": v.path, "description": v.description} for v in error.violations]
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
+    if error.reason == reasons.ERROR_REASON_REQUEST_TOO_LARGE:
+        # What is left of the body is not worth reading.
+        headers["Connection"] = "close"
+    body = {"error": {"code": error.code, "message": error.message, "details": details}}
+    return JSONResponse(body, status_code=error.http_status, headers=headers)
+
+
+def _is_for_a_page(error: ChatKitError) -> bool:
+    return error.http_status in _STATUSES_FOR_A_PAGE
+
+
+def _metadata_of(request: Request) -> list[tuple[str, str | bytes]]:
+    metadata: Metadata = [
+        (name, value)
+        for name in _FORWARDED
+        for value in request.headers.getlist(name)
+        if value.isascii() and value.isprintable()
+    ]
+    return list(metadata)
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """Read no more than is allowed. Raises LimitError, and ClientDisconnect."""
+    too_large = LimitError(
+        f"The request is larger than {limit} bytes.",
+        reason=reasons.ERROR_REASON_REQUEST_TOO_LARGE,
+        metadata={"limit_bytes": str(limit)},
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def _parse_protobuf(body: bytes) -> ChatKitRequest:
+    try:
+        chatkit_request = ChatKitRequest.FromString(body)
+    except DecodeError:
+        raise ValidationError.at("$", f"expected a {ChatKitRequest.DESCRIPTOR.full_name}") from None
+    codec.check(chatkit_request)
+    return chatkit_request

@@ -1,0 +1,55 @@
+"""The bridge's settings: read from the environment once, checked at start, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from chatkit_grpc.environment import Address, Environment
+from environs import validate as must_be
+
+DEFAULT_LISTEN = Address("127.0.0.1", 8000)
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of the bridge. README.md lists them with what they are for; each is the variable of its name."""
+
+    bridge_listen: Address = DEFAULT_LISTEN
+    grpc_target: str = "127.0.0.1:50051"
+    max_request_bytes: int = 4 * 1024 * 1024
+    heartbeat_seconds: float = 5.0
+    call_timeout_seconds: float = 30.0
+    stream_timeout_seconds: float = 3600.0
+    shutdown_grace_seconds: float = 5.0
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_env(cls) -> Settings:
+        """Read the environment. Raises SettingsError, which names every setting that is wrong."""
+        env = Environment()
+        # With __slots__ a class attribute is no default, so one instance stands for them.
+        default = cls()
+        settings: dict[str, Any] = {
+            "bridge_listen": env.address("BRIDGE_LISTEN", default.bridge_listen),
+            "grpc_target": env.str("GRPC_TARGET", default.grpc_target, validate=must_be.Length(min=1)),
+            "max_request_bytes": env.int(
+                "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)
+            ),
+            "heartbeat_seconds": env.float(
+                "HEARTBEAT_SECONDS", default.heartbeat_seconds, validate=must_be.Range(0.1, 60)
+            ),
+            "call_timeout_seconds": env.float(
+                "CALL_TIMEOUT_SECONDS", default.call_timeout_seconds, validate=must_be.Range(0.1, 3600)
+            ),
+            "stream_timeout_seconds": env.float(
+                "STREAM_TIMEOUT_SECONDS", default.stream_timeout_seconds, validate=must_be.Range(1, 86400)
+            ),
+            "shutdown_grace_seconds": env.float(
+                "SHUTDOWN_GRACE_SECONDS", default.shutdown_grace_seconds, validate=must_be.Range(0, 3600)
+            ),
+            "log_level": env.str("LOG_LEVEL", default.log_level, validate=must_be.OneOf(LOG_LEVELS)),
+        }
+        env.check()
+        return cls(**settings)

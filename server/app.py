@@ -1,0 +1,172 @@
+"""The server put together: the one place where everything is opened, and closed again in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+from chatkit.server import ChatKitServer
+from chatkit_grpc.environment import Address, SettingsError
+from chatkit_grpc.v1 import attachment_service_pb2, chat_service_pb2, thread_service_pb2
+from grpc_reflection.v1alpha import reflection
+
+from server import sdk
+from server.attachment_service import AttachmentService
+from server.auth import Authenticator
+from server.chat_service import ChatService
+from server.context import RequestContext
+from server.database import Database, open_database
+from server.health import HealthReporter
+from server.rpc import ServiceAdapter
+from server.runs import Runs
+from server.settings import Settings
+from server.store import PostgresStore
+from server.thread_service import ThreadService
+
+Factory = Callable[[PostgresStore], ChatKitServer[RequestContext]]
+"""Makes the ChatKitServer that answers. One that has a method `aclose()` is closed with it at the end."""
+
+log = logging.getLogger(__name__)
+
+_SERVICES = {
+    service.full_name: service
+    for module in (chat_service_pb2, thread_service_pb2, attachment_service_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that answers calls.
+
+    port: where it listens, also where the system chose it.
+    store: the store that its ChatKitServer works on.
+    """
+
+    port: int
+    store: PostgresStore
+    database: Database
+    runs: Runs
+
+
+@asynccontextmanager
+async def open_server(settings: Settings, factory: Factory | None = None) -> AsyncIterator[RunningServer]:
+    """Run a server until the context is left, which ends its runs with what they said stored.
+
+    factory: makes the ChatKitServer; without one, settings.chatkit_server names it.
+    Raises SettingsError for what the settings ask for and can't be had, DatabaseError without a database, and SDKError.
+    """
+    sdk.check_version()
+    make_assistant = factory or load_factory(settings.chatkit_server)
+    async with AsyncExitStack() as stack:
+        _require_free_port(settings.grpc_listen)
+        database = await stack.enter_async_context(open_database(settings))
+        store = PostgresStore(database)
+        assistant = await stack.enter_async_context(_open_assistant(make_assistant, store))
+        runs = await stack.enter_async_context(Runs())
+        server = _make_server(settings)
+        health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
+        health.add_to(server, _SERVICES)
+        _add_services(server, settings, assistant, store, runs)
+        port = _bind(server, settings.grpc_listen)
+        await server.start()
+        stack.push_async_callback(_stop, server, settings.shutdown_grace_seconds)
+        await stack.enter_async_context(health)
+        yield RunningServer(port, store, database, runs)
+
+
+def load_factory(path: str) -> Factory:
+    """Find the factory that "package.module:factory" names. Raises SettingsError."""
+    module_name, _, name = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"CHATKIT_SERVER: there is no module {error.name!r}, asked for by {path!r}") from error
+    except AttributeError as error:
+        raise SettingsError(f"CHATKIT_SERVER: {module_name} has no {name!r}") from error
+    if not callable(factory):
+        raise SettingsError(f"CHATKIT_SERVER: {path} is no function; expected one that takes the store")
+    made: Factory = factory
+    return made
+
+
+@asynccontextmanager
+async def _open_assistant(factory: Factory, store: PostgresStore) -> AsyncIterator[ChatKitServer[RequestContext]]:
+    assistant = factory(store)
+    if not isinstance(assistant, ChatKitServer):
+        raise SettingsError(f"CHATKIT_SERVER: expected a ChatKitServer, the factory made a {type(assistant).__name__}")
+    if assistant.store is not store:
+        # Threads are listed and read from the store that was handed in: a second one would hide what is said.
+        raise SettingsError("CHATKIT_SERVER: the ChatKitServer must keep the store that its factory is given")
+    try:
+        yield assistant
+    finally:
+        if close := getattr(assistant, "aclose", None):
+            await close()
+
+
+def _make_server(settings: Settings) -> grpc.aio.Server:
+    return grpc.aio.server(
+        options=[
+            # A taken port is an error, and not a second server that gets half of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", settings.max_request_bytes),
+            ("grpc.max_send_message_length", -1),
+            # A peer that vanished is noticed in about 25 s; a client may ping as often as every 10 s.
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.http2.ping_timeout_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ]
+    )
+
+
+def _add_services(
+    server: grpc.aio.Server,
+    settings: Settings,
+    assistant: ChatKitServer[RequestContext],
+    store: PostgresStore,
+    runs: Runs,
+) -> None:
+    adapter = ServiceAdapter(Authenticator(settings))
+    implementations = {
+        "chatkit_grpc.v1.ChatService": ChatService(assistant, store, runs),
+        "chatkit_grpc.v1.ThreadService": ThreadService(assistant, store),
+        "chatkit_grpc.v1.AttachmentService": AttachmentService(assistant, store),
+    }
+    server.add_generic_rpc_handlers(
+        [adapter.handler(descriptor, implementations[name]) for name, descriptor in _SERVICES.items()]
+    )
+    if settings.is_development:
+        reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME], server)
+
+
+def _require_free_port(address: Address) -> None:
+    """Say in our words what gRPC says in its own, and before the database is started."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address.host, address.port))
+    except OSError as error:
+        raise SettingsError(f"GRPC_LISTEN: can't listen on {address}: {error.strerror}; choose another") from None
+
+
+def _bind(server: grpc.aio.Server, address: Address) -> int:
+    try:
+        return server.add_insecure_port(str(address))
+    except RuntimeError:
+        raise SettingsError(f"GRPC_LISTEN: can't listen on {address}; choose another") from None
+
+
+async def _stop(server: grpc.aio.Server, grace: float) -> None:
+    """Take no new calls, let those under way finish for a while, then end them."""
+    await asyncio.shield(server.stop(grace))
+    log.info("stopped")

@@ -1,0 +1,202 @@
+"""The database as the server uses it: a pool of connections, and one place that says what its errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+from chatkit_grpc.errors import DatabaseError
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
+
+from server.embedded_postgres import embedded_postgres
+from server.migrations import migrate
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    # The classes are generic in their stubs only.
+    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+
+T = TypeVar("T")
+
+PING_TIMEOUT_SECONDS = 5.0
+_CLOSE_TIMEOUT_SECONDS = 5.0
+
+_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""All that asyncpg raises where the database is to blame. A TimeoutError is an OSError."""
+
+_UNREACHABLE = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.QueryCanceledError,  # the server's statement_timeout
+    asyncpg.LockNotAvailableError,  # the server's lock_timeout
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+class Database:
+    """A pool of connections to one database.
+
+    A connection that gets lost fails the one request that was using it; the pool opens another for the next.
+    JSON goes in and comes out as text: the callers parse it, and what they don't look into stays as it was.
+
+    pool: for what the methods here don't do. Use it under `translated`. A connection goes back as it is, without a
+        round trip that would reset it: change nothing that lives as long as a session (SET, LISTEN, advisory locks).
+    url: where it is, password included.
+    description: where it is, for people to read.
+    """
+
+    def __init__(self, pool: Pool, url: str, description: str, timeout: float) -> None:
+        self.pool = pool
+        self.url = url
+        self.description = description
+        self._timeout = timeout
+
+    async def fetch(self, statement: str, *values: object) -> list[asyncpg.Record]:
+        """All rows of a statement."""
+        return await translated(self._fetch(statement, values, self._timeout))
+
+    async def fetchrow(self, statement: str, *values: object) -> asyncpg.Record | None:
+        """The first row of a statement, if there is one."""
+        rows = await self.fetch(statement, *values)
+        return rows[0] if rows else None
+
+    async def fetchval(self, statement: str, *values: object) -> Any:
+        """The first value of the first row of a statement, or None."""
+        row = await self.fetchrow(statement, *values)
+        return None if row is None else row[0]
+
+    async def ping(self) -> None:
+        """Raise DatabaseError unless the database answers soon."""
+        await translated(self._fetch("select 1", (), PING_TIMEOUT_SECONDS))
+
+    async def _fetch(self, statement: str, values: tuple[object, ...], seconds: float) -> list[asyncpg.Record]:
+        # The limit is for a connection to become free and for the answer together.
+        async with asyncio.timeout(seconds), self.pool.acquire() as connection:
+            return await connection.fetch(statement, *map(_storable, values))
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """The database of the settings, its schema up to date. Without DATABASE_URL it is an embedded PostgreSQL."""
+    async with AsyncExitStack() as stack:
+        if settings.database_url is None:
+            url = await stack.enter_async_context(embedded_postgres(settings.data_dir))
+            description = f"embedded PostgreSQL in {settings.data_dir / 'postgres'}"
+        else:
+            url, description = settings.database_url, describe(settings.database_url)
+        await _migrate(url, description, settings)
+        pool = await _reached(_open_pool(url, settings), description)
+        try:
+            yield Database(pool, url, description, settings.database_timeout_seconds)
+        finally:
+            await _close(pool)
+
+
+async def translated(work: Awaitable[T]) -> T:
+    """The result of work on the database, its errors made ours."""
+    try:
+        return await work
+    except _FAILURES as error:
+        failure = database_error(error)
+    # Not inside the except block: the driver's error shows the values of the row, and would come along as context.
+    raise failure
+
+
+def database_error(error: Exception) -> DatabaseError:
+    """What a driver's error means. It tells nothing of what is stored."""
+    if _is_unreachable(error):
+        return DatabaseError("The database can't be reached.", reason=reasons.ERROR_REASON_DATABASE_UNAVAILABLE)
+    name, sqlstate = type(error).__name__, getattr(error, "sqlstate", None)
+    if sqlstate is None:
+        return DatabaseError(f"The database failed ({name}).")
+    return DatabaseError(f"The database failed ({name}, {sqlstate}).", metadata={"sqlstate": sqlstate})
+
+
+def describe(url: str) -> str:
+    """Where a database is, without its password. Sample: "PostgreSQL at db.internal:5432/chat"."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "PostgreSQL"
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        # A password with a character that should have been escaped: what looks like the host may be half of it.
+        return "PostgreSQL"
+    host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", ["localhost"]))
+    return f"PostgreSQL at {host}{parts.path}"
+
+
+def _is_unreachable(error: Exception) -> bool:
+    if isinstance(error, asyncpg.InterfaceError):
+        # Raised where the connection went away between two statements, and once the pool is closing.
+        return "closed" in str(error) or "closing" in str(error)
+    return isinstance(error, _UNREACHABLE)
+
+
+def _storable(value: object) -> object:
+    """PostgreSQL's text can't hold NUL. It comes in ids and titles; in JSON it is escaped and no NUL."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_storable(element) for element in value]
+    return value
+
+
+async def _open_pool(url: str, settings: Settings) -> Pool:
+    return await asyncpg.create_pool(
+        url,
+        min_size=1,
+        max_size=settings.database_pool_size,
+        timeout=settings.database_timeout_seconds,
+        command_timeout=settings.database_timeout_seconds,
+        reset=_leave_as_it_is,
+        **_statement_cache(settings),
+    )
+
+
+async def _migrate(url: str, description: str, settings: Settings) -> None:
+    # No command_timeout: building an index takes as long as it takes.
+    connecting = asyncpg.connect(url, timeout=settings.database_timeout_seconds, **_statement_cache(settings))
+    connection = await _reached(connecting, description)
+    try:
+        await translated(migrate(connection))
+    finally:
+        await connection.close(timeout=_CLOSE_TIMEOUT_SECONDS)
+
+
+def _statement_cache(settings: Settings) -> dict[str, Any]:
+    # PgBouncer in transaction mode gives each transaction another session, where the prepared statements aren't.
+    return {} if settings.database_statement_cache else {"statement_cache_size": 0}
+
+
+async def _leave_as_it_is(connection: Connection) -> None:
+    """Spare the round trip that resets a session: nothing here changes one."""
+
+
+async def _reached(connecting: Awaitable[T], description: str) -> T:
+    """The result of connecting for the first time, when the one who reads the error is the one who set the URL."""
+    try:
+        return await connecting
+    except (asyncpg.PostgresError, OSError) as error:
+        cause = f"{type(error).__name__}: {error}".rstrip(": ")
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, ValueError) as error:
+        cause = type(error).__name__  # its text may quote the URL
+    raise DatabaseError(
+        f"DATABASE_URL: can't connect to {description} ({cause}).",
+        reason=reasons.ERROR_REASON_DATABASE_UNAVAILABLE,
+    )
+
+
+async def _close(pool: Pool) -> None:
+    try:
+        await asyncio.wait_for(pool.close(), _CLOSE_TIMEOUT_SECONDS)
+    except TimeoutError:
+        pool.terminate()

@@ -1,0 +1,116 @@
+"""From a gRPC call to a method of a service, in one way for all RPCs: who calls, is the request right, what failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+from chatkit_grpc import codec
+from chatkit_grpc.errors import DETAILS_KEY, ChatKitError, ValidationError
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from server.auth import Authenticator, Metadata
+from server.context import RequestContext, RequestInfo
+from server.failures import translate
+
+METADATA_KEY = "chatkit-request-metadata-bin"
+"""Carries the member `metadata` of a ChatKit request, as JSON."""
+_CREDENTIALS = frozenset({"authorization", "cookie"})
+
+UnaryMethod = Callable[[Any, RequestContext], Awaitable[Message]]
+StreamMethod = Callable[[Any, RequestContext], AsyncGenerator[bytes, None]]
+Call = grpc.aio.ServicerContext[Any, Any]
+log = logging.getLogger(__name__)
+
+
+class ServiceAdapter:
+    """Offers the methods of plain classes as gRPC services: CreateThread calls `create_thread(request, context)`.
+
+    A streaming method yields serialised responses, so that one that many watch is serialised once.
+    """
+
+    def __init__(self, authenticate: Authenticator) -> None:
+        self._authenticate = authenticate
+
+    def handler(self, descriptor: ServiceDescriptor, service: object) -> grpc.GenericRpcHandler:
+        """The handler of a service. Raises AttributeError where the class lacks the method of an RPC."""
+        methods = {method.name: self._method(method, service) for method in descriptor.methods}
+        return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+    def _method(self, method: MethodDescriptor, service: object) -> grpc.RpcMethodHandler[Any, Any]:
+        behaviour = getattr(service, _snake_case(method.name))
+        rpc = f"/{method.containing_service.full_name}/{method.name}"
+        request_type = GetMessageClass(method.input_type)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(rpc, request_type, behaviour))
+        return grpc.unary_unary_rpc_method_handler(self._unary(rpc, request_type, behaviour))
+
+    def _unary(
+        self, rpc: str, request_type: type[Message], behaviour: UnaryMethod
+    ) -> Callable[[bytes, Call], Awaitable[bytes]]:
+        async def serve(body: bytes, call: Call) -> bytes:
+            try:
+                request, context = self._accept(rpc, request_type, body, call)
+                return (await behaviour(request, context)).SerializeToString()
+            except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
+                await _abort(call, error)
+
+        return serve
+
+    def _stream(
+        self, rpc: str, request_type: type[Message], behaviour: StreamMethod
+    ) -> Callable[[bytes, Call], AsyncGenerator[bytes, None]]:
+        async def serve(body: bytes, call: Call) -> AsyncGenerator[bytes, None]:
+            try:
+                request, context = self._accept(rpc, request_type, body, call)
+                # A generator that is merely dropped is closed some time later, and its run would go on until then.
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
+                await _abort(call, error)
+
+        return serve
+
+    def _accept(self, rpc: str, request_type: type[Message], body: bytes, call: Call) -> tuple[Message, RequestContext]:
+        """Who calls, before anything else is looked at; then what with."""
+        metadata: Metadata = tuple(call.invocation_metadata() or ())
+        auth = self._authenticate(metadata)
+        try:
+            request = request_type.FromString(body)
+        except DecodeError:
+            raise ValidationError.at("$", f"expected a {request_type.DESCRIPTOR.full_name}") from None
+        codec.check(request)
+        return request, RequestContext.of(auth, _request_info(rpc, metadata))
+
+
+def _request_info(rpc: str, metadata: Metadata) -> RequestInfo:
+    headers = {key: value for key, value in metadata if isinstance(value, str) and key not in _CREDENTIALS}
+    raw = next((value for key, value in metadata if key == METADATA_KEY), b"{}")
+    try:
+        members = json.loads(raw)
+    except ValueError:
+        members = None
+    if not isinstance(members, dict):
+        raise ValidationError.at("$.metadata", "expected an object")
+    return RequestInfo(rpc=rpc, headers=headers, metadata=members)
+
+
+async def _abort(call: Call, error: Exception) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    failure: ChatKitError = translate(error)
+    log.info("call failed: %s", failure.code)
+    details = failure.to_status().SerializeToString()
+    await call.abort(failure.grpc_status, failure.message, trailing_metadata=((DETAILS_KEY, details),))
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

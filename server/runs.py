@@ -1,0 +1,144 @@
+"""Runs: one answer each, made in a task of its own and watched by the calls that asked for it.
+
+The task is what makes a cancel clean: the SDK keeps a half-written answer only where a cancel lands inside its own
+awaits, and its cleanup can await the database only where nobody cancels it again. Neither holds in a request's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from types import TracebackType
+from typing import Self
+
+from chatkit_grpc.errors import ChatKitError, UnavailableError
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
+from chatkit_grpc.v1.run_pb2 import EventBatch
+
+from server import sdk
+from server.failures import translate
+from server.ids import new_id
+from server.pacing import Pacer
+
+_EVENTS_AT_A_STRETCH = 64
+"""How many events a run may publish before the others get their turn; a core that never awaits would not let them."""
+
+
+class Run:
+    """One answer being made. `error` is why it failed, once it has."""
+
+    def __init__(self, events: AsyncIterator[sdk.SDKEvent], pacer: Pacer) -> None:
+        self.id = new_id("run")
+        self.error: ChatKitError | None = None
+        self._pacer = pacer
+        self._batches: list[bytes] = []
+        self._sequence = 0
+        self._open = self._new_batch()
+        self._wakeups: set[asyncio.Event] = set()
+        self._is_finished = False
+        self._is_cancelled = False
+        self._may_be_interrupted = True
+        self.task = asyncio.create_task(self._make(events), name=self.id)
+        self.task.add_done_callback(self._finish)
+
+    async def watch(self) -> AsyncGenerator[bytes, None]:
+        """All batches from the first on, each as a serialised EventBatch, until the run ends.
+
+        Raises what the run failed with, after the last batch. To stop watching is to stop the run.
+        """
+        wakeup = asyncio.Event()
+        self._wakeups.add(wakeup)
+        seen = 0
+        try:
+            while True:
+                wakeup.clear()
+                if seen == len(self._batches):
+                    self._close_batch()
+                if seen < len(self._batches):
+                    yield self._batches[seen]
+                    seen += 1
+                    if not self._is_finished:
+                        await self._pacer.pause()
+                elif self._is_finished:
+                    break
+                else:
+                    await wakeup.wait()
+            if self.error is not None:
+                raise self.error
+        finally:
+            self._wakeups.discard(wakeup)
+            if not self._wakeups:
+                self.cancel()
+
+    def cancel(self) -> None:
+        """Stop the run; what was said is kept. More than once is the same as once."""
+        if self._is_cancelled or self._is_finished:
+            return
+        self._is_cancelled = True
+        if self._may_be_interrupted:
+            self.task.cancel()
+
+    async def _make(self, events: AsyncIterator[sdk.SDKEvent]) -> None:
+        async for event in events:
+            sdk.write_event(event, self._open.events.add())
+            self._sequence += 1
+            self._pacer.events += 1
+            for wakeup in self._wakeups:
+                wakeup.set()
+            if self._sequence % _EVENTS_AT_A_STRETCH == 0 and not self._is_cancelled:
+                await self._let_others_run()
+
+    async def _let_others_run(self) -> None:
+        # A cancel that landed here would go past the core, which then couldn't keep what was said: it has to wait until
+        # the core is awaited again.
+        self._may_be_interrupted = False
+        await asyncio.sleep(0)
+        self._may_be_interrupted = True
+        if self._is_cancelled:
+            self.task.cancel()
+
+    def _new_batch(self) -> EventBatch:
+        return EventBatch(run_id=self.id, first_sequence=self._sequence + 1)
+
+    def _close_batch(self) -> None:
+        if self._open.events:
+            self._batches.append(self._open.SerializeToString())
+            self._open = self._new_batch()
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self.error = UnavailableError("The answer was stopped.", reason=reasons.ERROR_REASON_CANCELLED)
+        elif isinstance(error := task.exception(), Exception):
+            self.error = translate(error)
+        self._is_finished = True
+        for wakeup in self._wakeups:
+            wakeup.set()
+
+
+class Runs:
+    """All runs of this process. Leave the context to stop them and to wait until what they said is stored."""
+
+    def __init__(self) -> None:
+        self._pacer = Pacer()
+        self._runs: set[Run] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for run in tuple(self._runs):
+            run.cancel()
+        if self._runs:
+            await asyncio.wait([run.task for run in self._runs])
+
+    def start(self, events: AsyncIterator[sdk.SDKEvent]) -> Run:
+        """Begin a run of the core's events."""
+        run = Run(events, self._pacer)
+        self._runs.add(run)
+        run.task.add_done_callback(lambda _: self._runs.discard(run))
+        return run
+
+    def __len__(self) -> int:
+        return len(self._runs)

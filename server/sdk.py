@@ -1,0 +1,169 @@
+"""Everything that touches the insides of the ChatKit SDK, and the check at start that they are still what we know."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+import chatkit.server
+from chatkit.server import DEFAULT_PAGE_SIZE, ChatKitServer
+from chatkit.types import (
+    AssistantMessageContentPartTextDelta,
+    StreamingReq,
+    Thread,
+    ThreadAddClientToolOutputParams,
+    ThreadAddStructuredInputParams,
+    ThreadAddUserMessageParams,
+    ThreadCreateParams,
+    ThreadCustomActionParams,
+    ThreadItemUpdatedEvent,
+    ThreadMetadata,
+    ThreadRetryAfterItemParams,
+    ThreadsAddClientToolOutputReq,
+    ThreadsAddStructuredInputReq,
+    ThreadsAddUserMessageReq,
+    ThreadsCreateReq,
+    ThreadsCustomActionReq,
+    ThreadsRetryAfterItemReq,
+    ThreadsSyncCustomActionReq,
+)
+from chatkit.types import Page as SDKPage
+from chatkit.types import ThreadStreamEvent as SDKEvent
+from chatkit.version import __version__ as SDK_VERSION  # noqa: N812 # it is a constant
+from chatkit_grpc import codec
+from chatkit_grpc.errors import FieldViolation, ValidationError
+from chatkit_grpc.text_delta import write_text_delta
+from chatkit_grpc.v1 import chat_service_pb2 as chat
+from chatkit_grpc.v1.event_pb2 import ThreadStreamEvent
+from google.protobuf.message import Message
+from pydantic import BaseModel
+from pydantic import ValidationError as PydanticError
+
+from server.context import RequestContext
+
+KNOWN_VERSIONS = frozenset({"1.6.5"})
+"""The SDK versions that the tests have been run with."""
+
+_USED_METHODS: Mapping[str, tuple[str, ...]] = {
+    "_process_streaming_impl": ("self", "request", "context"),
+    "_process_events": ("self", "thread", "context", "stream"),
+    "_process_sync_custom_action": ("self", "request", "context"),
+    "handle_stream_cancelled": ("self", "thread", "pending_items", "context"),
+}
+
+_REQUEST_TYPES: Mapping[type[Message], tuple[type[StreamingReq], type[BaseModel]]] = {
+    chat.CreateThreadRequest: (ThreadsCreateReq, ThreadCreateParams),
+    chat.AddUserMessageRequest: (ThreadsAddUserMessageReq, ThreadAddUserMessageParams),
+    chat.AddClientToolOutputRequest: (ThreadsAddClientToolOutputReq, ThreadAddClientToolOutputParams),
+    chat.AddStructuredInputRequest: (ThreadsAddStructuredInputReq, ThreadAddStructuredInputParams),
+    chat.RetryAfterItemRequest: (ThreadsRetryAfterItemReq, ThreadRetryAfterItemParams),
+    chat.RunActionRequest: (ThreadsCustomActionReq, ThreadCustomActionParams),
+}
+
+M = TypeVar("M", bound=Message)
+B = TypeVar("B", bound=BaseModel)
+log = logging.getLogger(__name__)
+
+
+class SDKError(Exception):
+    """The installed ChatKit SDK isn't one that this server can work with."""
+
+
+def check_version() -> None:
+    """Refuse an SDK whose insides have changed; warn of one that merely hasn't been tried. Raises SDKError."""
+    for name, parameters in _USED_METHODS.items():
+        method = getattr(ChatKitServer, name, None)
+        if method is None or tuple(inspect.signature(method).parameters) != parameters:
+            raise SDKError(
+                f"openai-chatkit {SDK_VERSION} has no ChatKitServer.{name}({', '.join(parameters)}); "
+                f"install one of: {', '.join(sorted(KNOWN_VERSIONS))}"
+            )
+    if SDK_VERSION not in KNOWN_VERSIONS:
+        log.warning("openai-chatkit %s has not been tried; known: %s", SDK_VERSION, ", ".join(sorted(KNOWN_VERSIONS)))
+
+
+def open_stream(server: ChatKitServer[Any], request: Message, context: RequestContext) -> AsyncIterator[SDKEvent]:
+    """The core's events for a streaming request, as objects: `process` would serialise each only for us to parse it.
+
+    Raises ValidationError for a request that the SDK's own types refuse.
+    """
+    request_type, params_type = _REQUEST_TYPES[type(request)]
+    params = parse(params_type, request)
+    # Constructed and not validated: the parameters just were.
+    sdk_request = request_type.model_construct(params=params, metadata=dict(context.request.metadata))
+    return server._process_streaming_impl(sdk_request, context)  # noqa: SLF001 # what this file is for
+
+
+async def run_sync_action(
+    server: ChatKitServer[Any], request: chat.RunSyncActionRequest, context: RequestContext
+) -> chat.RunSyncActionResponse:
+    """Let the core run an action that answers with an item. Raises ValidationError, and what the assistant raises."""
+    params = parse(ThreadCustomActionParams, request)
+    sdk_request = ThreadsSyncCustomActionReq(params=params, metadata=dict(context.request.metadata))
+    answer = await server._process_sync_custom_action(sdk_request, context)  # noqa: SLF001 # what this file is for
+    return codec.decode(chat.RunSyncActionResponse, json.loads(answer))
+
+
+def parse(model: type[B], message: Message) -> B:
+    """A message as the SDK's type for it. Raises ValidationError with the path of what the SDK refuses."""
+    try:
+        return model.model_validate_json(codec.encode(message))
+    except PydanticError as error:
+        violations = [
+            FieldViolation("$" + "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in e["loc"]), e["msg"])
+            for e in error.errors(include_input=False, include_url=False, include_context=False)
+        ]
+        raise ValidationError("; ".join(map(str, violations)), violations=violations) from None
+
+
+def write_event(event: SDKEvent, message: ThreadStreamEvent) -> None:
+    """Make an empty message the event. The hot path: a text delta is written field by field."""
+    if type(event) is ThreadItemUpdatedEvent and type(event.update) is AssistantMessageContentPartTextDelta:
+        write_text_delta(message, event.item_id, event.update.content_index, event.update.delta)
+    else:
+        message.CopyFrom(to_message(event, ThreadStreamEvent))
+
+
+def to_message(value: BaseModel, message_type: type[M]) -> M:
+    """An object of the SDK as a message, by way of the very JSON that the SDK would send."""
+    return codec.decode(
+        message_type,
+        value.model_dump(mode="json", by_alias=True, exclude_none=True, context={"exclude_metadata": True}),
+    )
+
+
+def thread_response(thread: ThreadMetadata, items: SDKPage[Any] | None = None) -> Thread:
+    """A thread as clients see it: the assistant's own metadata stays here."""
+    return Thread(
+        id=thread.id,
+        title=thread.title,
+        created_at=thread.created_at,
+        status=thread.status,
+        allowed_image_domains=thread.allowed_image_domains,
+        items=items or SDKPage(),
+    )
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error is the core's own word that a request doesn't fit the thread, and not somebody's bug.
+
+    The core says so with a bare ValueError, raised in its own code before it calls the assistant.
+    """
+    if type(error) is not ValueError or error.__traceback__ is None:
+        return False
+    innermost = error.__traceback__
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    return innermost.tb_frame.f_globals.get("__name__") == chatkit.server.__name__
+
+
+def local_now() -> datetime:
+    """The time as the SDK has it: naive and local."""
+    return datetime.now()  # noqa: DTZ005 # the SDK subtracts such times from each other
+
+
+__all__ = ["DEFAULT_PAGE_SIZE", "KNOWN_VERSIONS", "SDK_VERSION", "SDKError", "SDKEvent", "SDKPage"]

@@ -1,0 +1,265 @@
+"""A model server over a real socket that speaks OpenAI's two streaming interfaces and does as its script says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from types import TracebackType
+from typing import Any, Literal, Self
+
+_ids = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """An answer of numbered tokens "t0 t1 …", or of a text.
+
+    thinking: what it thinks aloud before, where the interface is Chat Completions.
+    break_after: the socket is cut after so many tokens, in the middle of the stream.
+    """
+
+    tokens: int = 5
+    text: str | None = None
+    delay: float = 0.0
+    thinking: str = ""
+    break_after: int | None = None
+
+    def pieces(self) -> list[str]:
+        if self.text is not None:
+            return [word + " " for word in self.text.split(" ")]
+        return [f"t{number} " for number in range(self.tokens)]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call, after a message where `saying` has one."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    saying: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """A status instead of an answer, each time that the client tries again too."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Misbehave:
+    """empty: a stream without events. hang: no answer at all."""
+
+    how: Literal["empty", "hang"]
+
+
+Step = Say | Call | Fail | Misbehave
+
+
+@dataclass
+class FakeOpenAI:
+    """The server; `script` is what it does, a step for each request, the last one for all further requests.
+
+    requests: the bodies it was sent.
+    headers: their headers, names in lower case.
+    open_streams: answers under way whose client is still there.
+    tokens_sent: the tokens written so far, to clients that are there.
+    """
+
+    script: Sequence[Step] = (Say(),)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    open_streams: int = 0
+    tokens_sent: int = 0
+    base_url: str = ""
+
+    async def __aenter__(self) -> Self:
+        self._steps = deque(self.script)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1/"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def then(self, *steps: Step) -> None:
+        """Replace what is left of the script."""
+        self._steps = deque(steps)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            # One request per connection: then its end is the end of the stream.
+            path = await self._read_request(reader)
+            step = self._steps.popleft() if len(self._steps) > 1 else self._steps[0]
+            await self._until_gone(reader, self._answer(writer, step, path))
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            # The client has gone, or the test is over: an ordinary end of a connection.
+            writer.transport.abort()
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _read_request(self, reader: asyncio.StreamReader) -> str:
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self.headers.append(headers)
+        self.requests.append(json.loads(await reader.readexactly(int(headers["content-length"]))))
+        self.paths.append(first.split(" ")[1])
+        return self.paths[-1]
+
+    async def _until_gone(self, reader: asyncio.StreamReader, answer: Any) -> None:
+        self.open_streams += 1
+        answering = asyncio.ensure_future(answer)
+        leaving = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.open_streams -= 1
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    async def _answer(self, writer: asyncio.StreamWriter, step: Step, path: str) -> None:
+        if isinstance(step, Fail):
+            await self._send_failure(writer, step.status)
+            return
+        if step == Misbehave("hang"):
+            await asyncio.Event().wait()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        dialect = _chat_completions if path.endswith("/chat/completions") else _responses
+        done = 0
+        for event, is_token in dialect(step):
+            if is_token and isinstance(step, Say):
+                if step.break_after == done:
+                    writer.transport.abort()
+                    return
+                await asyncio.sleep(step.delay)
+                done += 1
+            await _send(writer, event)
+            self.tokens_sent += is_token
+        await _send(writer, "")
+
+    async def _send_failure(self, writer: asyncio.StreamWriter, status: int) -> None:
+        body = json.dumps({"error": {"message": "secret words of the provider", "type": "x", "code": None}}).encode()
+        # The client tries again; retry-after-ms keeps the tests from waiting for it.
+        writer.write(
+            f"HTTP/1.1 {status} No\r\ncontent-type: application/json\r\nretry-after-ms: 1\r\n"
+            f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        )
+        writer.write(body)
+        await writer.drain()
+
+
+async def _send(writer: asyncio.StreamWriter, text: str) -> None:
+    """Send a chunk; an empty one ends the body."""
+    data = text.encode()
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+    await writer.drain()
+
+
+def _chat_completions(step: Step) -> Iterator[tuple[str, bool]]:
+    """The chunks of Chat Completions, each with whether it carries a token."""
+    identity = {"id": f"chatcmpl-{next(_ids)}", "object": "chat.completion.chunk", "created": 1, "model": "fake"}
+
+    def chunk(delta: Mapping[str, Any], finish: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return f"data: {json.dumps({**identity, 'choices': [choice]})}\n\n"
+
+    if isinstance(step, Say):
+        yield chunk({"role": "assistant", "content": ""}), False
+        if step.thinking:
+            yield chunk({"reasoning_content": step.thinking}), False
+        for piece in step.pieces():
+            yield chunk({"content": piece}), True
+        yield chunk({}, "stop"), False
+    elif isinstance(step, Call):
+        if step.saying:
+            yield chunk({"role": "assistant", "content": step.saying}), False
+        function = {"name": step.name, "arguments": json.dumps(step.arguments)}
+        call = {"index": 0, "id": f"call_{next(_ids)}", "type": "function", "function": function}
+        yield chunk({"role": "assistant", "tool_calls": [call]}), False
+        yield chunk({}, "tool_calls"), False
+    yield "data: [DONE]\n\n", False
+
+
+def _responses(step: Step) -> Iterator[tuple[str, bool]]:
+    """The events of the Responses API, each with whether it carries a token."""
+    if not isinstance(step, Say | Call):
+        return
+    number = count()
+    response: dict[str, Any] = {
+        "id": f"resp_{next(_ids)}",
+        "object": "response",
+        "created_at": 1,
+        "model": "fake",
+        "output": [],
+        "parallel_tool_calls": False,
+        "tool_choice": "auto",
+        "tools": [],
+        "status": "in_progress",
+    }
+
+    def event(name: str, **members: Any) -> str:
+        return f"event: {name}\ndata: {json.dumps({'type': name, 'sequence_number': next(number), **members})}\n\n"
+
+    yield event("response.created", response=response), False
+    output: list[dict[str, Any]] = []
+    if isinstance(step, Say) or step.saying:
+        message = _message(step)
+        at: dict[str, Any] = {"item_id": message["id"], "output_index": 0, "content_index": 0}
+        text = message["content"][0]["text"]
+        added = {**message, "content": [], "status": "in_progress"}
+        yield event("response.output_item.added", output_index=0, item=added), False
+        empty = {"type": "output_text", "text": "", "annotations": []}
+        yield event("response.content_part.added", part=empty, **at), False
+        for piece in step.pieces() if isinstance(step, Say) else [text]:
+            yield event("response.output_text.delta", delta=piece, logprobs=[], **at), True
+        yield event("response.output_text.done", text=text, logprobs=[], **at), False
+        yield event("response.content_part.done", part=message["content"][0], **at), False
+        yield event("response.output_item.done", output_index=0, item=message), False
+        output.append(message)
+    if isinstance(step, Call):
+        call = {
+            "id": f"fc_{next(_ids)}",
+            "call_id": f"call_{next(_ids)}",
+            "type": "function_call",
+            "name": step.name,
+            "arguments": json.dumps(step.arguments),
+            "status": "completed",
+        }
+        index = len(output)
+        started = {**call, "arguments": "", "status": "in_progress"}
+        yield event("response.output_item.added", output_index=index, item=started), False
+        yield event("response.output_item.done", output_index=index, item=call), False
+        output.append(call)
+    yield event("response.completed", response={**response, "status": "completed", "output": output}), False
+
+
+def _message(step: Say | Call) -> dict[str, Any]:
+    text = "".join(step.pieces()) if isinstance(step, Say) else step.saying
+    part = {"type": "output_text", "text": text, "annotations": []}
+    return {
+        "id": f"msg_{next(_ids)}",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [part],
+    }
