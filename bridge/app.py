@@ -12,14 +12,15 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from bridge.backend import OPENAI_KEY, Backend
 from bridge.endpoint import Endpoint
 from bridge.settings import Settings
 from bridge.streams import Streams
 
-PAGE = Path(__file__).parent.parent / "clients" / "web" / "index.html"
+WEB = Path(__file__).parent.parent / "clients" / "web"
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -50,6 +51,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     app = Starlette(
         routes=[
             Route("/", page, methods=["GET"]),
+            Mount("/static", StaticFiles(directory=WEB)),
             Route("/api/chatkit", chatkit, methods=["POST"]),
             Route("/api/chatkit/health", health, methods=["GET"]),
         ],
@@ -68,7 +70,7 @@ async def chatkit(request: Request) -> Response:
 
 async def page(_request: Request) -> Response:
     """The page for people."""
-    return FileResponse(PAGE, headers=_PAGE_HEADERS)
+    return FileResponse(WEB / "index.html", headers=_PAGE_HEADERS)
 
 
 async def health(request: Request) -> Response:

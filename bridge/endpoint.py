@@ -6,6 +6,7 @@ and would repeat the request for each 5xx; only 401 and 429 mean something to it
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 from chatkit_grpc import codec
@@ -18,12 +19,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from bridge import sse
-from bridge.backend import METADATA_KEY, Backend, Metadata, method_of
+from bridge.backend import METADATA_KEY, Backend, method_of
 from bridge.settings import Settings
 from bridge.streams import Streams
 
 _FORWARDED = ("authorization", "accept-language", "user-agent", "x-user-id", "x-request-id", "traceparent")
 """Headers that the server is told, under their own names."""
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _METADATA_LIMIT = 8 * 1024
 _STATUSES_FOR_A_PAGE = frozenset({401, 429})
 
@@ -101,9 +103,6 @@ def error_response(error: ChatKitError) -> JSONResponse:
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
-    if error.reason == reasons.ERROR_REASON_REQUEST_TOO_LARGE:
-        # What is left of the body is not worth reading.
-        headers["Connection"] = "close"
     body = {"error": {"code": error.code, "message": error.message, "details": details}}
     return JSONResponse(body, status_code=error.http_status, headers=headers)
 
@@ -113,13 +112,9 @@ def _is_for_a_page(error: ChatKitError) -> bool:
 
 
 def _metadata_of(request: Request) -> list[tuple[str, str | bytes]]:
-    metadata: Metadata = [
-        (name, value)
-        for name in _FORWARDED
-        for value in request.headers.getlist(name)
-        if value.isascii() and value.isprintable()
-    ]
-    return list(metadata)
+    # gRPC takes printable ASCII only. What isn't becomes "?" and is not dropped: a user's id that can't be sent must
+    # not turn into no id.
+    return [(name, _UNPRINTABLE.sub("?", value)) for name in _FORWARDED for value in request.headers.getlist(name)]
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

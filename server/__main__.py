@@ -4,43 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 
 from chatkit_grpc.environment import SettingsError
-from chatkit_grpc.errors import DatabaseError
 
-from server.app import open_server
-from server.sdk import SDKError
 from server.settings import Settings
 
 log = logging.getLogger("server")
 
 
-async def serve(settings: Settings) -> None:
-    """Run until a signal says to stop."""
+def main() -> int:
+    """Exit with 2 where something must be set differently, with a sentence that says what."""
+    # gRPC reads this when it is imported. We fork for one thing, to start PostgreSQL, and that needs no help of its.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    try:
+        settings = Settings.from_env()
+    except SettingsError as error:
+        return _refuse(error)
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _quieten_libraries()
+    return _run(settings)
+
+
+def _run(settings: Settings) -> int:
+    # Imported only now: the SDK takes seconds, and a wrong setting is told at once.
+    from chatkit_grpc.errors import DatabaseError
+
+    from server.sdk import SDKError
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings))
+    except (SettingsError, DatabaseError, SDKError) as error:
+        return _refuse(error)
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    from server.app import open_server
+
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_server(settings) as server:
         log.info("gRPC on %s:%s, database: %s", settings.grpc_listen.host, server.port, server.database.description)
         await stop.wait()
         log.info("stopping")
 
 
-def main() -> int:
-    """Exit with 2 where something must be set differently, with a sentence that says what."""
-    try:
-        settings = Settings.from_env()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        _quieten_libraries()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(settings))
-    except (SettingsError, DatabaseError, SDKError) as error:
-        print(f"server: {error}", file=sys.stderr)  # noqa: T201 # for a person at a terminal
-        return 2
-    return 0
+def _refuse(error: Exception) -> int:
+    print(f"server: {error}", file=sys.stderr)  # noqa: T201 # for a person at a terminal
+    return 2
 
 
 def _quieten_libraries() -> None:

@@ -104,6 +104,7 @@ async def _open_assistant(factory: Factory, store: PostgresStore) -> AsyncIterat
     if assistant.store is not store:
         # Threads are listed and read from the store that was handed in: a second one would hide what is said.
         raise SettingsError("CHATKIT_SERVER: the ChatKitServer must keep the store that its factory is given")
+    sdk.let_others_run(assistant)
     try:
         yield assistant
     finally:

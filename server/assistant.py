@@ -72,7 +72,7 @@ class Assistant(ChatKitServer[RequestContext]):
     async def respond(
         self,
         thread: ThreadMetadata,
-        input_user_message: UserMessageItem | None,  # noqa: ARG002 - the history ends with it
+        input_user_message: UserMessageItem | None,
         context: RequestContext,
     ) -> AsyncIterator[ThreadStreamEvent]:
         """Stream the answer to what was said last. A failure of the model is raised as CustomStreamError."""

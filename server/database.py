@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     # The classes are generic in their stubs only.
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+else:
+    Connection = asyncpg.Connection
 
 T = TypeVar("T")
 
@@ -29,12 +31,18 @@ _CLOSE_TIMEOUT_SECONDS = 5.0
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """All that asyncpg raises where the database is to blame. A TimeoutError is an OSError."""
 
-_UNREACHABLE = (
-    OSError,
+_LOST = (
+    ConnectionError,
     asyncpg.PostgresConnectionError,
-    asyncpg.TooManyConnectionsError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
+    asyncpg.InternalClientError,  # a statement sent to a connection whose end hasn't been noticed yet
+)
+
+_UNREACHABLE = (
+    *_LOST,
+    OSError,
+    asyncpg.TooManyConnectionsError,
     asyncpg.CannotConnectNowError,
     asyncpg.QueryCanceledError,  # the server's statement_timeout
     asyncpg.LockNotAvailableError,  # the server's lock_timeout
@@ -79,9 +87,32 @@ class Database:
         await translated(self._fetch("select 1", (), PING_TIMEOUT_SECONDS))
 
     async def _fetch(self, statement: str, values: tuple[object, ...], seconds: float) -> list[asyncpg.Record]:
-        # The limit is for a connection to become free and for the answer together.
-        async with asyncio.timeout(seconds), self.pool.acquire() as connection:
-            return await connection.fetch(statement, *map(_storable, values))
+        # The limit is for a connection to become free and for the answer together. The pool gets it too, for taking
+        # the connection back: a server that fell silent doesn't answer to a cancel either.
+        try:
+            async with asyncio.timeout(seconds), self.pool.acquire(timeout=seconds) as connection:
+                return await connection.fetch(statement, *map(_storable, values))
+        except _LOST:
+            # The others are likely lost too. They are replaced before their next use, and fail nobody else.
+            await self.pool.expire_connections()
+            raise
+
+
+class PooledConnection(Connection):
+    """A connection that goes back to the pool without a round trip, and goes away without a word."""
+
+    __slots__ = ()
+
+    def get_reset_query(self) -> str:
+        """What resets the session between two uses: nothing, since nothing here changes one."""
+        return ""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        """Say goodbye to the server, if it is there. The pool does this in a task that nobody awaits."""
+        try:
+            await super().close(timeout=timeout)
+        except (*_LOST, OSError):
+            self.terminate()
 
 
 @asynccontextmanager
@@ -157,7 +188,7 @@ async def _open_pool(url: str, settings: Settings) -> Pool:
         max_size=settings.database_pool_size,
         timeout=settings.database_timeout_seconds,
         command_timeout=settings.database_timeout_seconds,
-        reset=_leave_as_it_is,
+        connection_class=PooledConnection,
         **_statement_cache(settings),
     )
 
@@ -175,10 +206,6 @@ async def _migrate(url: str, description: str, settings: Settings) -> None:
 def _statement_cache(settings: Settings) -> dict[str, Any]:
     # PgBouncer in transaction mode gives each transaction another session, where the prepared statements aren't.
     return {} if settings.database_statement_cache else {"statement_cache_size": 0}
-
-
-async def _leave_as_it_is(connection: Connection) -> None:
-    """Spare the round trip that resets a session: nothing here changes one."""
 
 
 async def _reached(connecting: Awaitable[T], description: str) -> T:

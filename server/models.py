@@ -88,6 +88,8 @@ def _openai(api_key: str, name: str, base_url: str | None) -> ChosenModel:
 
 
 def _chat_completions(client: openai.AsyncOpenAI, name: str, how: str) -> ChosenModel:
+    # The client takes these from OPENAI_ORG_ID and OPENAI_PROJECT_ID by itself; they are no other provider's business.
+    client.organization = client.project = None
     return ChosenModel(ChatCompletionsModel(name, client), _label(name, client), "chat_completions", how, client)
 
 

@@ -79,7 +79,7 @@ class OfflineModel(Model):
 
     async def stream_response(
         self,
-        system_instructions: str | None,  # noqa: ARG002 - the interface has it
+        system_instructions: str | None,
         input: str | list[TResponseInputItem],  # noqa: A002 - the interface calls it so
         *settings: Any,
         **more: Any,

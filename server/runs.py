@@ -20,9 +20,6 @@ from server.failures import translate
 from server.ids import new_id
 from server.pacing import Pacer
 
-_EVENTS_AT_A_STRETCH = 64
-"""How many events a run may publish before the others get their turn; a core that never awaits would not let them."""
-
 
 class Run:
     """One answer being made. `error` is why it failed, once it has."""
@@ -37,7 +34,6 @@ class Run:
         self._wakeups: set[asyncio.Event] = set()
         self._is_finished = False
         self._is_cancelled = False
-        self._may_be_interrupted = True
         self.task = asyncio.create_task(self._make(events), name=self.id)
         self.task.add_done_callback(self._finish)
 
@@ -74,28 +70,18 @@ class Run:
         """Stop the run; what was said is kept. More than once is the same as once."""
         if self._is_cancelled or self._is_finished:
             return
+        # Only once: a second cancel would interrupt the core while it stores what was said.
         self._is_cancelled = True
-        if self._may_be_interrupted:
-            self.task.cancel()
+        self.task.cancel()
 
     async def _make(self, events: AsyncIterator[sdk.SDKEvent]) -> None:
+        # Nothing is awaited here but the core itself: a cancel that landed elsewhere would go past it.
         async for event in events:
             sdk.write_event(event, self._open.events.add())
             self._sequence += 1
             self._pacer.events += 1
             for wakeup in self._wakeups:
                 wakeup.set()
-            if self._sequence % _EVENTS_AT_A_STRETCH == 0 and not self._is_cancelled:
-                await self._let_others_run()
-
-    async def _let_others_run(self) -> None:
-        # A cancel that landed here would go past the core, which then couldn't keep what was said: it has to wait until
-        # the core is awaited again.
-        self._may_be_interrupted = False
-        await asyncio.sleep(0)
-        self._may_be_interrupted = True
-        if self._is_cancelled:
-            self.task.cancel()
 
     def _new_batch(self) -> EventBatch:
         return EventBatch(run_id=self.id, first_sequence=self._sequence + 1)

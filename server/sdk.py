@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -48,6 +49,9 @@ from server.context import RequestContext
 KNOWN_VERSIONS = frozenset({"1.6.5"})
 """The SDK versions that the tests have been run with."""
 
+_EVENTS_AT_A_STRETCH = 64
+"""How many events an assistant may say before others get their turn."""
+
 _USED_METHODS: Mapping[str, tuple[str, ...]] = {
     "_process_streaming_impl": ("self", "request", "context"),
     "_process_events": ("self", "thread", "context", "stream"),
@@ -84,6 +88,35 @@ def check_version() -> None:
             )
     if SDK_VERSION not in KNOWN_VERSIONS:
         log.warning("openai-chatkit %s has not been tried; known: %s", SDK_VERSION, ", ".join(sorted(KNOWN_VERSIONS)))
+
+
+def let_others_run(server: ChatKitServer[Any]) -> None:
+    """Make a core pause now and then while the assistant talks without a break, as one does that needn't wait for it.
+
+    The pause is put between the core and the assistant, so that a cancel which lands in it is felt by the core, which
+    then stores what was said.
+    """
+    process_events = server._process_events  # noqa: SLF001 # what this file is for
+
+    def with_pauses(
+        thread: ThreadMetadata, context: Any, stream: Callable[[], AsyncIterator[SDKEvent]]
+    ) -> AsyncIterator[SDKEvent]:
+        return process_events(thread, context, lambda: _with_pauses(stream()))
+
+    server._process_events = with_pauses  # type: ignore[method-assign]  # noqa: SLF001 # of this one object
+
+
+async def _with_pauses(events: AsyncIterator[SDKEvent]) -> AsyncIterator[SDKEvent]:
+    count = 0
+    try:
+        async for event in events:
+            yield event
+            count += 1
+            if count % _EVENTS_AT_A_STRETCH == 0:
+                await asyncio.sleep(0)
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
 
 
 def open_stream(server: ChatKitServer[Any], request: Message, context: RequestContext) -> AsyncIterator[SDKEvent]:

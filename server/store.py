@@ -160,6 +160,19 @@ order by position desc
 limit $4
 """
 
+# Which of some items a client can't see: the first that isn't there.
+MISSING_ITEM = """
+select
+    exists (select from chat_sessions where user_id = $1 and session_id = $2) as thread,
+    (
+        select min(wanted.message_id) from unnest($3::text[]) as wanted (message_id)
+        where wanted.message_id not in (
+            select message_id from chat_messages
+            where user_id = $1 and session_id = $2 and not hidden and message_id = any ($3::text[])
+        )
+    ) as missing
+"""
+
 # Why a page is empty.
 THREAD_AND_ITEM_EXIST = """
 select
@@ -244,15 +257,15 @@ class PostgresStore(Store[RequestContext]):
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def generate_thread_id(self, context: RequestContext) -> str:  # noqa: ARG002 - the SDK passes it
+    def generate_thread_id(self, context: RequestContext) -> str:
         """An id for a new thread."""
         return new_id("thread")
 
     def generate_item_id(
         self,
         item_type: StoreItemType,
-        thread: ThreadMetadata,  # noqa: ARG002 - the SDK passes it
-        context: RequestContext,  # noqa: ARG002 - the SDK passes it
+        thread: ThreadMetadata,
+        context: RequestContext,
     ) -> str:
         """An id for a new item."""
         return new_id(item_type)
@@ -368,10 +381,12 @@ class PostgresStore(Store[RequestContext]):
     ) -> None:
         """Write what the user thinks of some items, or nothing where one of them isn't there for him to see."""
         row = await self._database.fetchrow(SAVE_FEEDBACK, context["user_id"], thread_id, item_ids, kind)
-        if row is None or not row["thread"]:
-            raise RecordNotFoundError.thread(thread_id)
-        if row["missing"] is not None:
-            raise RecordNotFoundError.item(thread_id, row["missing"])
+        _check_nothing_missing(row, thread_id)
+
+    async def require_items(self, thread_id: str, item_ids: list[str], context: RequestContext) -> None:
+        """Raise unless the thread has all these items, for the user to see."""
+        row = await self._database.fetchrow(MISSING_ITEM, context["user_id"], thread_id, item_ids)
+        _check_nothing_missing(row, thread_id)
 
     async def _load_items(
         self, statement: str, thread_id: str, after: str | None, limit: int, context: RequestContext
@@ -391,6 +406,13 @@ class PostgresStore(Store[RequestContext]):
             raise RecordNotFoundError.thread(thread_id)
         if after is not None and not row["item"]:
             raise _unknown_cursor(after)
+
+
+def _check_nothing_missing(row: asyncpg.Record | None, thread_id: str) -> None:
+    if row is None or not row["thread"]:
+        raise RecordNotFoundError.thread(thread_id)
+    if row["missing"] is not None:
+        raise RecordNotFoundError.item(thread_id, row["missing"])
 
 
 def _page_size(limit: int) -> int:

@@ -24,10 +24,16 @@ from server.store import PostgresStore
 FORGETFUL = ("alter system set fsync = off", "alter system set synchronous_commit = off", "select pg_reload_conf()")
 
 
+def in_memory() -> str | None:
+    """Memory as a file system, where there is enough of it: a new database is made several times faster."""
+    memory = "/dev/shm"  # noqa: S108 - the name in it is mkdtemp's
+    return memory if Path(memory).is_dir() and shutil.disk_usage(memory).free > 4 * 2**30 else None
+
+
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     # Not pytest's tmp_path: pytest closes its folders to everyone else, and as root PostgreSQL is someone else.
-    path = Path(tempfile.mkdtemp(prefix="chatkit-grpc-"))
+    path = Path(tempfile.mkdtemp(prefix="chatkit-grpc-", dir=in_memory()))
     try:
         yield path
     finally:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import grpc
 import httpx
 import uvicorn
+from chatkit_grpc.environment import Address
+from starlette.applications import Starlette
+
 from bridge.__main__ import listen
 from bridge.app import create_app
 from bridge.settings import Settings as BridgeSettings
-from chatkit_grpc.environment import Address
 from server.app import Factory, RunningServer, open_server
 from server.settings import Settings as ServerSettings
-from starlette.applications import Starlette
 
 ANY_PORT = Address("127.0.0.1", 0)
 

@@ -198,7 +198,7 @@ def agent_context(store: MemoryStore) -> AgentContext[Any]:
 
 async def until(condition: Callable[[], bool], seconds: float = 0.25) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - a socket's state sets no event
+        while not condition():
             await asyncio.sleep(0.001)
 
 
@@ -419,7 +419,6 @@ async def test_when_an_answer_has_ended_its_tools_have(how: str) -> None:
             await wrapper.context.stream(ProgressUpdateEvent(text="Waiting"))
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.01)
             ended.append("tool")
         return ""
 

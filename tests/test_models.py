@@ -63,6 +63,15 @@ async def test_a_base_url_wins_and_never_sees_the_other_keys(choose: Choose) -> 
     assert "secret" not in chosen._client.api_key
 
 
+async def test_only_openai_is_told_the_organization(choose: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org")
+    told, untold = await choose(Settings(openai_api_key="x")), await choose(Settings(xiaomi_api_key="x"))
+    assert told._client is not None
+    assert untold._client is not None
+    assert "org" in told._client.default_headers.values()
+    assert "org" not in untold._client.default_headers.values()
+
+
 async def test_a_base_url_gets_its_own_key(choose: Choose) -> None:
     chosen = await choose(Settings(model_base_url="http://host:1/v1", model_name="m", model_api_key="mine"))
     assert chosen._client is not None

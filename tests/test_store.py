@@ -34,10 +34,10 @@ from chatkit.types import (
     StructuredInputFreeform,
     StructuredInputItem,
     TaskItem,
+    ThoughtTask,
     Thread,
     ThreadItem,
     ThreadMetadata,
-    ThoughtTask,
     ToolChoice,
     URLSource,
     UserMessageItem,
@@ -53,7 +53,7 @@ from pydantic import AnyUrl
 
 from server import store as statements
 from server.context import RequestContext
-from server.database import Database, open_database
+from server.database import Database, describe, open_database
 from server.store import PostgresStore
 from tests.database import context_of, settings_of
 
@@ -62,6 +62,8 @@ BASE: dict[str, Any] = {"thread_id": "thr_1", "created_at": NOW}
 ATTACHMENT = ImageAttachment(
     id="atc_1", name="a.png", mime_type="image/png", preview_url=AnyUrl("https://x.test/a"), metadata={"bucket": "b"}
 )
+
+BASIC = BasicRoot(children=DynamicWidgetComponent.model_validate({"type": "Odd", "x": 1}))
 
 ITEMS: list[ThreadItem] = [
     UserMessageItem(
@@ -87,7 +89,7 @@ ITEMS: list[ThreadItem] = [
         ],
     ),
     ClientToolCallItem(**BASE, id="tool", call_id="c", name="weather", arguments={"city": "Paris"}, output=[1, None]),
-    WidgetItem(**BASE, id="widget", widget=BasicRoot(children=DynamicWidgetComponent(type="Odd", x=1)), copy_text="c"),
+    WidgetItem(**BASE, id="widget", widget=BASIC, copy_text="c"),
     GeneratedImageItem(**BASE, id="image", image=GeneratedImage(id="i", url="https://x.test/i")),
     StructuredInputItem(**BASE, id="input", inputs=[StructuredInputFreeform(id="q", question="Why?")]),
     WorkflowItem(
@@ -208,7 +210,7 @@ async def test_all_threads_come_by_pages_in_both_directions(store: PostgresStore
     for order, expected in (("asc", ascending), ("desc", ascending[::-1])):
         for size in (1, 2, 3, 7, 8):
             pages = await all_pages(lambda after, s=size, o=order: store.load_threads(s, after, o, context))  # type: ignore[misc]
-            assert sum(pages, []) == expected
+            assert [name for page in pages for name in page] == expected
             assert {len(page) for page in pages[:-1]} <= {size}
 
 
@@ -256,7 +258,9 @@ async def test_a_widget_from_a_template_keeps_what_the_sdk_does_not_know(
     root: str, store: PostgresStore, thread: ThreadMetadata, context: RequestContext
 ) -> None:
     children = [{"type": "Text", "value": "x", "odd": {"k": [1]}}, {"type": "Unheard", "z": 2}]
-    widget = DynamicWidgetRoot.model_validate({"type": root, "size": "md", "extra": {"b": 1, "a": 2}, "children": children})
+    widget = DynamicWidgetRoot.model_validate(
+        {"type": root, "size": "md", "extra": {"b": 1, "a": 2}, "children": children}
+    )
     item = WidgetItem(**BASE, id="widget", widget=widget)
     await store.add_thread_item("thr_1", item, context)
     assert (await store.load_item("thr_1", "widget", context)).model_dump_json() == item.model_dump_json()
@@ -433,9 +437,15 @@ async def test_feedback_is_written_for_all_items_or_for_none(
     await store.save_feedback("thr_1", ["1", "5", "1"], "positive", context)
     await store.save_feedback("thr_1", ["5"], "negative", context)
     for missing in ("nowhere", "h2"):
-        with pytest.raises(NotFoundError) as caught:
-            await store.save_feedback("thr_1", ["1", missing, "8"], "negative", context)
-        assert caught.value.metadata == {"thread_id": "thr_1", "item_id": missing}
+        wanted = ["1", missing, "8"]
+        for call in (
+            store.save_feedback("thr_1", wanted, "negative", context),
+            store.require_items("thr_1", wanted, context),
+        ):
+            with pytest.raises(NotFoundError) as caught:
+                await call
+            assert caught.value.metadata == {"thread_id": "thr_1", "item_id": missing}
+    await store.require_items("thr_1", ["1", "5", "1"], context)
     with pytest.raises(NotFoundError) as caught:
         await store.save_feedback("thr_2", ["1"], "negative", context)
     assert caught.value.code == "THREAD_NOT_FOUND"
@@ -468,6 +478,7 @@ async def test_what_belongs_to_another_user_does_not_exist(
         store.add_thread_item("thr_1", message("b"), bob),
         store.save_item("thr_1", message("a", "bob's"), bob),
         store.save_feedback("thr_1", ["a"], "negative", bob),
+        store.require_items("thr_1", [], bob),
         store.load_attachment("atc_1", bob),
         store.delete_attachment("atc_1", bob),
     ):
@@ -500,7 +511,7 @@ async def test_a_thread_id_that_another_user_has_is_free(
 
 def test_every_statement_names_its_user() -> None:
     sql = [value for name, value in vars(statements).items() if name.isupper() and isinstance(value, str)]
-    assert len(sql) == 17
+    assert len(sql) == 18
     for statement in sql:
         tables = re.findall(r"(?:from|update|into) (?:chat_sessions|chat_messages|attachments|feedback)\b", statement)
         assert tables
@@ -644,13 +655,34 @@ async def test_everything_works_without_prepared_statements(database_url: str, c
         assert await database.fetchval("select count(*) from pg_prepared_statements where name <> ''") == 0
 
 
+@pytest.mark.parametrize(
+    ("url", "description"),
+    [
+        ("postgresql://me:secret@db.test:5432/chat?sslmode=require", "PostgreSQL at db.test:5432/chat"),
+        ("postgresql://me:secret@a.test:1,b.test:2/chat", "PostgreSQL at a.test:1,b.test:2/chat"),
+        ("postgresql:///chat?host=/run/postgresql&password=secret", "PostgreSQL at /run/postgresql/chat"),
+        ("postgresql://me:sec/ret@db.test/chat", "PostgreSQL"),
+        ("postgresql://me:sec#ret@db.test/chat", "PostgreSQL"),
+        ("postgresql://me:secret@[db.test/chat", "PostgreSQL"),
+    ],
+)
+def test_a_database_is_described_without_its_password(url: str, description: str) -> None:
+    assert describe(url) == description
+
+
 def nodes_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan] + [node for child in plan.get("Plans", []) for node in nodes_of(child)]
 
 
-async def explain(database: Database, statement: str, *values: object) -> list[dict[str, Any]]:
-    text = await database.fetchval(f"explain (analyze, format json) {statement}", *values)
-    return nodes_of(json.loads(text)[0]["Plan"])
+async def plans(database: Database, statement: str, *values: object) -> list[list[dict[str, Any]]]:
+    """How it is run with these values, and how it is run once the plan is kept for any values."""
+    explain = f"explain (analyze, format json) {statement}"
+    found: list[list[dict[str, Any]]] = []
+    async with database.pool.acquire() as connection, connection.transaction():
+        for mode in ("force_custom_plan", "force_generic_plan"):
+            await connection.execute(f"set local plan_cache_mode = {mode}")
+            found.append(nodes_of(json.loads(await connection.fetchval(explain, *values))[0]["Plan"]))
+    return found
 
 
 async def test_every_page_reads_an_index_and_only_the_rows_it_shows(database: Database) -> None:
@@ -677,12 +709,14 @@ async def test_every_page_reads_an_index_and_only_the_rows_it_shows(database: Da
         pages += [(sql, ("user1", after, 21)) for sql in (statements.LOAD_THREADS_ASC, statements.LOAD_THREADS_DESC)]
     for after in (None, "msg1000"):
         pages += [
-            (getattr(statements, name), ("user1", "thr1", after, 21)) for name in vars(statements) if "ITEMS_" in name
+            (getattr(statements, name), ("user1", "thr1", after, 21))
+            for name in vars(statements)
+            if "ITEMS_" in name
             if name.startswith("LOAD")
         ]
     assert len(pages) == 12
     for statement, values in pages:
-        nodes = await explain(database, statement, *values)
-        assert not {node["Node Type"] for node in nodes} & {"Seq Scan", "Sort", "Bitmap Heap Scan"}, nodes
-        assert max(node["Actual Rows"] for node in nodes) <= 21
-        assert sum(node.get("Rows Removed by Filter", 0) for node in nodes) == 0
+        for nodes in await plans(database, statement, *values):
+            assert not {node["Node Type"] for node in nodes} & {"Seq Scan", "Sort", "Bitmap Heap Scan"}, nodes
+            assert max(node["Actual Rows"] for node in nodes) <= 21
+            assert sum(node.get("Rows Removed by Filter", 0) for node in nodes) == 0

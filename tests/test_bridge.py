@@ -1,0 +1,347 @@
+"""The bridge's one endpoint from outside: who gets which status, and what bad input is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from chatkit_grpc import codec
+from chatkit_grpc.v1.chat_service_pb2 import AddClientToolOutputRequest
+from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
+from chatkit_grpc.v1.thread_service_pb2 import ListItemsRequest
+
+from bridge.settings import Settings as BridgeSettings
+from server.settings import Settings as ServerSettings
+from tests.scripted import ScriptedServer
+from tests.system import System, open_bridge, open_system
+
+SSE = {"accept": "text/event-stream"}
+DEVELOPMENT = ServerSettings(environment="development")
+
+
+@pytest.fixture
+async def system(database_url: str) -> AsyncIterator[System]:
+    async with open_system(database_url, ScriptedServer) as system:
+        yield system
+
+
+def body_of(operation: str, **params: Any) -> dict[str, Any]:
+    return {"type": operation, "params": params}
+
+
+def say(text: str, **params: Any) -> dict[str, Any]:
+    operation = "threads.add_user_message" if "thread_id" in params else "threads.create"
+    return body_of(operation, input={"content": [{"type": "input_text", "text": text}]}, **params)
+
+
+async def post(system: System, body: object, **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await system.http.post(
+        "/api/chatkit", content=content, headers={"content-type": "application/json", **headers}
+    )
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    assert response.content.endswith(b"\n\n")
+    lines = response.content.decode().split("\n")
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+async def a_thread(system: System, text: str = "tokens 3", **headers: str) -> tuple[str, list[Any]]:
+    response = await post(system, say(text), **headers)
+    assert response.status_code == 200, response.text
+    events = events_of(response)
+    return events[0]["thread"]["id"], events
+
+
+BAD = [
+    (b"", "$", "not JSON: Expecting value"),
+    (b"{", "$", "not JSON: "),
+    (b"[]", "$", "expected an object, got a list"),
+    (b'"x"', "$", "expected an object, got a string"),
+    (b"\xff\xfe", "$", "not UTF-8 at byte 0"),
+    (b"{}", "$.type", "missing"),
+    ({"type": "threads.resume", "params": {}}, "$.type", 'unknown value "threads.resume"'),
+    ({"type": 7}, "$.type", "expected a string, got a number"),
+    ({"type": "items.list"}, "$.params", "missing"),
+    (body_of("items.list"), "$.params.thread_id", "missing"),
+    (body_of("items.list", thread_id=7), "$.params.thread_id", "expected a string, got a number"),
+    (body_of("items.list", thread_id="t", limit=-1), "$.params.limit", "from 0 to 2147483647, got -1"),
+    (body_of("items.list", thread_id="t", limit=2**70), "$.params.limit", "from 0 to 2147483647"),
+    (body_of("items.list", thread_id="t", order="up"), "$.params.order", "expected asc or desc"),
+    (b'{"type":"items.list","params":{"thread_id":"a","thread_id":"b"}}', "$.params.thread_id", "given twice"),
+    (body_of("threads.get_by_id", thread_id="a\0b"), "$.params.thread_id", "NUL"),
+    (say("nul \0"), "$.params.input.content[0].text", "NUL"),
+    (b'{"type":"threads.get_by_id","params":{"thread_id":"\\ud800"}}', "$.params.thread_id", "surrogate"),
+    (body_of("threads.create", input={"content": [{"type": "vidoe"}]}), "$.params.input.content[0].type", '"vidoe"'),
+    ({**say("hi"), "metadata": {"x": "y" * 9000}}, "$.metadata", "at most 8192 bytes"),
+]
+
+
+@pytest.mark.parametrize(("body", "path", "said"), BAD)
+async def test_a_bad_request_is_told_where_and_why(system: System, body: object, path: str, said: str) -> None:
+    response = await post(system, body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["details"]["path"]) == (400, "INVALID_REQUEST", path)
+    assert error["message"].startswith(f"{path}: ")
+    assert said in error["message"]
+    assert error["details"]["violations"][0]["path"] == path
+
+    streamed = await post(system, body, **SSE)
+    assert streamed.status_code == 200
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert events_of(streamed) == [
+        {"type": "error", "code": "custom", "message": error["message"], "allow_retry": False}
+    ]
+
+
+async def test_a_limit_of_zero_is_the_default(system: System) -> None:
+    thread, _ = await a_thread(system)
+    response = await post(system, body_of("items.list", thread_id=thread, limit=0))
+    assert len(response.json()["data"]) == 2
+
+
+NOT_THERE = [
+    ("thread", body_of("threads.get_by_id", thread_id="{thread}"), "THREAD_NOT_FOUND"),
+    ("thread", body_of("items.list", thread_id="{thread}"), "THREAD_NOT_FOUND"),
+    ("thread", body_of("threads.update", thread_id="{thread}", title="x"), "THREAD_NOT_FOUND"),
+    ("thread", body_of("threads.delete", thread_id="{thread}"), "THREAD_NOT_FOUND"),
+    ("thread", say("tokens 1", thread_id="{thread}"), "THREAD_NOT_FOUND"),
+    ("thread", body_of("items.feedback", thread_id="{thread}", item_ids=["{item}"], kind="negative"), None),
+    ("thread", body_of("threads.retry_after_item", thread_id="{thread}", item_id="{item}"), None),
+    ("thread", body_of("threads.custom_action", thread_id="{thread}", action={"type": "x"}), "THREAD_NOT_FOUND"),
+    ("thread", body_of("threads.sync_custom_action", thread_id="{thread}", action={"type": "x"}), "THREAD_NOT_FOUND"),
+    ("thread", body_of("threads.add_client_tool_output", thread_id="{thread}", result=1), "THREAD_NOT_FOUND"),
+    ("thread", body_of("threads.add_structured_input", thread_id="{thread}", item_id="{item}", input={}), None),
+    ("attachment", body_of("attachments.delete", attachment_id="{attachment}"), "ATTACHMENT_NOT_FOUND"),
+]
+
+
+def filled(body: dict[str, Any], **ids: str) -> dict[str, Any]:
+    text = json.dumps(body)
+    for name, value in ids.items():
+        text = text.replace(f"{{{name}}}", value)
+    filled: dict[str, Any] = json.loads(text)
+    return filled
+
+
+@pytest.mark.parametrize(("kind", "body", "code"), NOT_THERE)
+async def test_what_is_somebody_elses_is_as_if_it_were_not_there(
+    system: System, kind: str, body: dict[str, Any], code: str | None
+) -> None:
+    thread, events = await a_thread(system)
+    item = events[1]["item"]["id"]
+    attachment = body_of("attachments.create", name="a", size=1, mime_type="text/plain")
+    file = (await post(system, attachment)).json()["id"]
+    mine = filled(body, thread=thread, item=item, attachment=file)
+    theirs = await post(system, mine, **{"x-user-id": "mallory"})
+    nowhere = filled(body, thread="thr_0", item="msg_0", attachment="atc_0")
+    missing = await post(system, nowhere, **{"x-user-id": "mallory"})
+    assert theirs.status_code == missing.status_code == 404
+    for real, made_up in ((thread, "thr_0"), (item, "msg_0"), (file, "atc_0")):
+        theirs_text = theirs.text.replace(real, made_up)
+        assert made_up not in missing.text or theirs_text == missing.text
+    assert code is None or missing.json()["error"]["code"] == code
+
+    streamed = await post(system, nowhere, **SSE)
+    assert (streamed.status_code, events_of(streamed)[0]["type"]) == (200, "error")
+
+
+async def test_feedback_on_an_item_that_is_not_there_is_refused_whole(system: System) -> None:
+    thread, events = await a_thread(system)
+    item = events[1]["item"]["id"]
+    response = await post(
+        system, body_of("items.feedback", thread_id=thread, item_ids=[item, "msg_0"], kind="positive")
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "ITEM_NOT_FOUND")
+
+
+async def test_an_unknown_cursor_is_refused(system: System) -> None:
+    thread, _ = await a_thread(system)
+    for body in (body_of("items.list", thread_id=thread, after="msg_0"), body_of("threads.list", after="thr_0")):
+        response = await post(system, body)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "UNKNOWN_CURSOR")
+
+
+async def test_an_operation_that_does_not_fit_the_thread_is_refused(system: System) -> None:
+    thread, events = await a_thread(system)
+    assistant = events[-1]["item"]["id"]
+    for body in (
+        body_of("threads.add_client_tool_output", thread_id=thread, result=1),
+        body_of("threads.add_structured_input", thread_id=thread, item_id=assistant, input={}),
+        body_of("threads.retry_after_item", thread_id=thread, item_id=assistant),
+        body_of("threads.sync_custom_action", thread_id=thread, item_id=assistant, action={"type": "x"}),
+    ):
+        response = await post(system, body)
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "FAILED_PRECONDITION"), body
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_read(database_url: str) -> None:
+    async with open_system(database_url, ScriptedServer, bridge=BridgeSettings(max_request_bytes=2048)) as system:
+        sent = 0
+
+        async def chunks() -> AsyncIterator[bytes]:
+            nonlocal sent
+            for _ in range(100):
+                sent += 1024
+                yield b" " * 1024
+                await asyncio.sleep(0)
+
+        declared = await post(system, b" " * 2049)
+        assert (declared.status_code, declared.json()["error"]["code"]) == (413, "REQUEST_TOO_LARGE")
+        headers = {"content-type": "application/json"}
+        chunked = await system.http.post("/api/chatkit", content=chunks(), headers=headers)
+        assert (chunked.status_code, sent > 2048) == (413, True)
+        assert (await post(system, body_of("threads.list"))).status_code == 200
+
+
+async def test_the_server_refuses_what_is_too_large_for_it(database_url: str) -> None:
+    small = replace(DEVELOPMENT, max_request_bytes=2048)
+    async with open_system(database_url, ScriptedServer, server=small) as system:
+        response = await post(system, say("x" * 4096))
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "REQUEST_TOO_LARGE")
+
+
+async def test_a_content_type_that_a_foreign_page_could_send_is_refused(system: System) -> None:
+    response = await post(system, body_of("threads.list"), **{"content-type": "text/plain"})
+    assert (response.status_code, response.json()["error"]["details"]["path"]) == (400, "Content-Type")
+
+
+async def test_protobuf_is_answered_like_json(system: System) -> None:
+    thread, _ = await a_thread(system)
+    binary = {"content-type": "application/x-protobuf"}
+    for body in (body_of("threads.list"), body_of("items.list", thread_id=thread, order="asc")):
+        message = codec.decode_request(ChatKitRequest, json.dumps(body).encode())
+        as_json, as_protobuf = await post(system, body), await post(system, message.SerializeToString(), **binary)
+        assert as_protobuf.json() == as_json.json()
+    message = codec.decode_request(ChatKitRequest, json.dumps(say("tokens 2")).encode())
+    streamed = await post(system, message.SerializeToString(), **binary)
+    assert [event["type"] for event in events_of(streamed)][-1] == "thread.item.done"
+
+
+def protobuf(operation: ListItemsRequest | AddClientToolOutputRequest) -> bytes:
+    if isinstance(operation, ListItemsRequest):
+        return ChatKitRequest(list_items=operation).SerializeToString()
+    return ChatKitRequest(add_client_tool_output=operation).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (b"\xff\xff\xff", "expected a chatkit_grpc.v1.ChatKitRequest"),
+        (b"", "missing, expected one of threads.create"),
+        (protobuf(ListItemsRequest(thread_id="a\0")), "NUL"),
+        (protobuf(AddClientToolOutputRequest(thread_id="a", result="1,2")), "not JSON"),
+    ],
+)
+async def test_bad_protobuf_is_refused_like_bad_json(system: System, message: bytes, said: str) -> None:
+    response = await post(system, message, **{"content-type": "application/x-protobuf"})
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+
+
+async def test_outside_of_development_nobody_is_let_in(database_url: str) -> None:
+    async with open_system(database_url, ScriptedServer, server=ServerSettings(environment="production")) as system:
+        for body in (body_of("threads.list"), say("hi"), b"not JSON", {"type": "what"}, b" " * 5_000_000):
+            for headers in ({}, SSE, {"x-user-id": "alice"}, {"authorization": "Bearer x"}):
+                response = await post(system, body, **headers)
+                assert (response.status_code, response.json()["error"]["code"]) == (401, "UNAUTHENTICATED")
+        assert (await system.http.get("/api/chatkit/health")).status_code == 200
+
+
+@pytest.mark.parametrize("user", ["", "a b", "ü", "x" * 129, "a'; drop table"])
+async def test_a_user_id_that_is_none_is_refused(system: System, user: str) -> None:
+    response = await system.http.post(
+        "/api/chatkit", json=body_of("threads.list"), headers=[(b"x-user-id", user.encode())]
+    )
+    assert response.status_code == 401
+
+
+async def test_health_tells_what_the_system_is(system: System) -> None:
+    response = await system.http.get("/api/chatkit/health")
+    health = response.json()
+    assert response.status_code == 200
+    assert health.pop("timestamp").endswith("Z")
+    assert health == {
+        "status": "ok",
+        "backend": "serving",
+        "openai_key_configured": False,
+        "session_endpoint_available": False,
+        "store_implemented": True,
+    }
+
+
+async def test_health_knows_of_a_configured_key(database_url: str) -> None:
+    async with open_system(
+        database_url, ScriptedServer, server=replace(DEVELOPMENT, openai_api_key="sk-test")
+    ) as system:
+        assert (await system.http.get("/api/chatkit/health")).json()["openai_key_configured"] is True
+
+
+async def test_without_a_server_everything_says_so() -> None:
+    async with open_bridge("127.0.0.1:1") as (url, _), httpx.AsyncClient(base_url=url) as http:
+        health = await http.get("/api/chatkit/health")
+        assert (health.status_code, health.json()["backend"]) == (503, "unreachable")
+        for body in (body_of("threads.list"), say("hi"), {"type": "what"}):
+            response = await http.post("/api/chatkit", json=body)
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "UNAVAILABLE")
+        streamed = await http.post("/api/chatkit", json=say("hi"), headers=SSE)
+        assert streamed.status_code == 200
+        assert events_of(streamed) == [
+            {"type": "error", "code": "custom", "message": "The chat server can't be reached.", "allow_retry": True}
+        ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/chatkit", 405),
+        ("PUT", "/api/chatkit", 405),
+        ("POST", "/api/chatkit/session", 404),
+        ("POST", "/api/chatkit/refresh", 404),
+        ("GET", "/api/chatkit/threads", 404),
+        ("GET", "/api/chatkit/threads/x", 404),
+        ("POST", "/session", 404),
+        ("GET", "/nowhere", 404),
+        ("GET", "/static/../server/app.py", 404),
+    ],
+)
+async def test_what_is_not_there_is_a_json_error(system: System, method: str, path: str, status: int) -> None:
+    response = await system.http.request(method, path)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"code", "message", "details"}
+
+
+async def test_the_page_is_served(system: System) -> None:
+    response = await system.http.get("/")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in response.headers["content-security-policy"]
+
+
+async def test_the_assistant_is_told_who_asks_and_how(database_url: str) -> None:
+    servers: list[ScriptedServer] = []
+
+    def factory(store: Any) -> ScriptedServer:
+        servers.append(ScriptedServer(store))
+        return servers[-1]
+
+    async with open_system(database_url, factory) as system:
+        body = {**say("tokens 1"), "metadata": {"n": 1}}
+        await post(system, body, **{"x-user-id": "bob", "accept-language": "de", "authorization": "Bearer secret"})
+    context = servers[0].contexts[0]
+    assert context["user_id"] == context.user_id == context["auth"].user_id == "bob"
+    assert context["request"].headers["accept-language"] == "de"
+    assert context["request"].metadata == {"n": 1}
+    assert "authorization" not in context["request"].headers
+
+
+async def test_a_bug_in_the_assistant_is_an_error_event_without_its_words(system: System) -> None:
+    response = await post(system, say("fail"), **SSE)
+    assert events_of(response)[-1] == {"type": "error", "code": "stream.error", "allow_retry": True}
+    assert "secret" not in response.text
