@@ -21,7 +21,8 @@ from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, UserM
 from server.agent_stream import stream_answer
 from server.context import RequestContext
 from server.history import HistoryConverter, load_history
-from server.models import ChosenModel, choose_model, readable_failure
+from server.model_choice import choose_model
+from server.models import OpenModel, open_model, readable_failure
 from server.offline_model import SUM_TOOL, TIME_TOOL
 from server.settings import Settings
 
@@ -45,29 +46,29 @@ class KeepsFeedback(Protocol):
 
 def create_assistant(store: Store[RequestContext], settings: Settings | None = None) -> Assistant:
     """The assistant, with the model that the settings choose; without settings, with those of the environment."""
-    return Assistant(store, choose_model(settings or Settings.from_env()))
+    return Assistant(store, open_model(choose_model(settings or Settings.from_env())))
 
 
 class Assistant(ChatKitServer[RequestContext]):
     """Answers with an agent of the Agents SDK, which is told what was said in the thread before.
 
-    chosen: the model that answers. The assistant closes it.
+    model: the model that answers. The assistant closes it.
     """
 
-    def __init__(self, store: Store[RequestContext], chosen: ChosenModel) -> None:
+    def __init__(self, store: Store[RequestContext], model: OpenModel) -> None:
         super().__init__(store)
-        self.chosen = chosen
+        self.model = model
         self._converter = HistoryConverter()
         self._agent = Agent[AgentContext[RequestContext]](
             name="Assistant",
             instructions=INSTRUCTIONS,
-            model=chosen.model,
+            model=model.model,
             tools=[current_time, add_numbers],
         )
 
     async def aclose(self) -> None:
         """Close the connections to the model."""
-        await self.chosen.aclose()
+        await self.model.aclose()
 
     async def respond(
         self,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from chatkit_grpc.environment import Address, Environment, SettingsError
 
+from server.model_choice import choose_model
 from server.settings import Settings
 
 _BRIDGE_LISTEN = Address("127.0.0.1", 8000)
@@ -173,8 +174,6 @@ def _database(settings: Settings) -> str:
 def _model(settings: Settings) -> str:
     if settings.chatkit_server != Settings().chatkit_server:
         return f"up to {settings.chatkit_server} (CHATKIT_SERVER)"
-    from server.models import choose_model
-
     chosen = choose_model(settings)
     return f"{chosen.label}. {chosen.how_to_change}"
 

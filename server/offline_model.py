@@ -30,14 +30,12 @@ from openai.types.responses import (
     ResponseTextDoneEvent,
 )
 
+from server.model_choice import HOW_TO_PLUG_IN_A_MODEL
+
 TIME_TOOL = "current_time"
 SUM_TOOL = "add_numbers"
 """The tools that the offline model knows how to use, where the agent has them."""
 
-HOW_TO_PLUG_IN_A_MODEL = (
-    "For real answers, start the server with OPENAI_API_KEY (OpenAI), XIAOMI_API_KEY (Xiaomi MiMo), "
-    "or MODEL_BASE_URL and MODEL_NAME (any server that speaks Chat Completions)."
-)
 
 _Answer = ResponseOutputMessage | ResponseFunctionToolCall
 

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -36,7 +37,8 @@ from server.agent_stream import stream_answer
 from server.assistant import Assistant, create_assistant
 from server.context import Auth, RequestContext
 from server.history import HistoryConverter, load_history
-from server.models import ChosenModel, choose_model
+from server.model_choice import choose_model
+from server.models import OpenModel, open_model
 from server.offline_model import OfflineModel
 from server.settings import Settings
 from tests.fake_openai import Call, Fail, FakeOpenAI, Misbehave, Say, Step
@@ -136,10 +138,10 @@ class Chat:
         self.fake = fake
         self.store = MemoryStore()
         if kind == "responses":
-            chosen = choose_model(Settings(openai_api_key="sk-test"), base_url=fake.base_url)
+            chosen = open_model(replace(choose_model(Settings(openai_api_key="sk-test")), base_url=fake.base_url))
         else:
-            chosen = choose_model(Settings(model_base_url=fake.base_url, model_name="fake"))
-        assert chosen.kind == kind
+            chosen = open_model(choose_model(Settings(model_base_url=fake.base_url, model_name="fake")))
+        assert chosen.choice.kind == kind
         self.assistant = Assistant(self.store, chosen)
 
     async def stream(self, text: str, thread_id: str | None = None) -> AsyncIterator[dict[str, Any]]:
@@ -295,7 +297,7 @@ async def test_thoughts_are_kept_apart_from_the_answer() -> None:
 
 
 async def test_the_offline_model_converses() -> None:
-    assistant = Assistant(MemoryStore(), ChosenModel(OfflineModel(0), "offline", "offline", ""))
+    assistant = Assistant(MemoryStore(), OpenModel(OfflineModel(0), choose_model(Settings())))
     async with nothing_left_behind(), chat("responses") as talk:
         assistant.store = talk.store
         talk.assistant = assistant
@@ -424,7 +426,7 @@ async def test_when_an_answer_has_ended_its_tools_have(how: str) -> None:
 
     async with chat("chat_completions", Call("wait_for_ever", {})) as talk, nothing_left_behind():
         context = agent_context(talk.store)
-        agent = Agent[Any](name="A", model=talk.assistant.chosen.model, tools=[wait_for_ever])
+        agent = Agent[Any](name="A", model=talk.assistant.model.model, tools=[wait_for_ever])
         run = Runner.run_streamed(agent, "Hi", context=context, run_config=RunConfig(tracing_disabled=True))
         events = stream_answer(context, run)
         assert await anext(events) == ProgressUpdateEvent(text="Waiting")
@@ -486,7 +488,7 @@ async def test_closing_closes_the_run_at_once() -> None:
 
 async def test_closing_the_response_ends_its_tasks_at_once() -> None:
     store = MemoryStore()
-    assistant = Assistant(store, ChosenModel(OfflineModel(0.001), "offline", "offline", ""))
+    assistant = Assistant(store, OpenModel(OfflineModel(0.001), choose_model(Settings())))
     before = asyncio.all_tasks()
     answer: Any = assistant.respond(agent_context(store).thread, None, CONTEXT)
     for _ in range(5):
@@ -533,8 +535,8 @@ async def test_a_failing_model_is_told_of_in_words(
 async def test_an_unreachable_model_is_told_of_in_words() -> None:
     async with chat("chat_completions") as talk:
         talk.fake._server.close()
-        assert talk.assistant.chosen._client is not None
-        talk.assistant.chosen._client.max_retries = 0
+        assert talk.assistant.model._client is not None
+        talk.assistant.model._client.max_retries = 0
         events = await talk.say("Hello")
         assert "connection to the model failed" in events[-1]["message"]
 
@@ -553,7 +555,7 @@ async def test_what_a_tool_streams_is_passed_on_and_a_client_tool_call_gets_an_i
             return "asked"
 
         agent = Agent[Any](
-            name="A", model=talk.assistant.chosen.model, tools=[ask_client], tool_use_behavior="stop_on_first_tool"
+            name="A", model=talk.assistant.model.model, tools=[ask_client], tool_use_behavior="stop_on_first_tool"
         )
         context = agent_context(talk.store)
         run = Runner.run_streamed(agent, "Hi", context=context, run_config=RunConfig(tracing_disabled=True))
@@ -632,8 +634,8 @@ async def test_feedback_goes_to_the_store() -> None:
 async def test_the_assistant_reads_the_environment_unless_it_is_given_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XIAOMI_API_KEY", "x")
     from_environment, given = create_assistant(MemoryStore()), create_assistant(MemoryStore(), Settings())
-    assert from_environment.chosen.label.startswith("mimo-v2-flash")
-    assert given.chosen.kind == "offline"
+    assert from_environment.model.choice.label.startswith("mimo-v2-flash")
+    assert given.model.choice.kind == "offline"
     await from_environment.aclose()
 
 

@@ -9,19 +9,20 @@ import pytest
 from agents import OpenAIChatCompletionsModel, OpenAIResponsesModel
 from chatkit_grpc.environment import SettingsError
 
-from server.models import OPENAI_MODEL, ChosenModel, choose_model
+from server.model_choice import OPENAI_MODEL, choose_model
+from server.models import OpenModel, open_model
 from server.offline_model import OfflineModel
 from server.settings import Settings
 
-Choose = Callable[[Settings], Awaitable[ChosenModel]]
+Choose = Callable[[Settings], Awaitable[OpenModel]]
 
 
 @pytest.fixture
 async def choose() -> AsyncIterator[Choose]:
     async with AsyncExitStack() as stack:
 
-        async def choose(settings: Settings) -> ChosenModel:
-            chosen = choose_model(settings)
+        async def choose(settings: Settings) -> OpenModel:
+            chosen = open_model(choose_model(settings))
             stack.push_async_callback(chosen.aclose)
             return chosen
 
@@ -30,25 +31,27 @@ async def choose() -> AsyncIterator[Choose]:
 
 async def test_an_openai_key_means_the_responses_api(choose: Choose) -> None:
     chosen = await choose(Settings(openai_api_key="sk-x"))
-    assert chosen.kind == "responses"
+    assert chosen.choice.kind == "responses"
     assert isinstance(chosen.model, OpenAIResponsesModel)
-    assert chosen.label == f"{OPENAI_MODEL} at api.openai.com"
+    assert chosen.choice.label == f"{OPENAI_MODEL} at api.openai.com"
 
 
 async def test_a_xiaomi_key_means_mimo(choose: Choose) -> None:
     chosen = await choose(Settings(xiaomi_api_key="x"))
-    assert chosen.kind == "chat_completions"
+    assert chosen.choice.kind == "chat_completions"
     assert isinstance(chosen.model, OpenAIChatCompletionsModel)
-    assert chosen.label == "mimo-v2-flash at api.xiaomimimo.com"
+    assert chosen.choice.label == "mimo-v2-flash at api.xiaomimimo.com"
 
 
 async def test_a_model_name_replaces_the_default_one(choose: Choose) -> None:
-    assert (await choose(Settings(openai_api_key="x", model_name="gpt-9"))).label == "gpt-9 at api.openai.com"
-    assert (await choose(Settings(xiaomi_api_key="x", model_name="mimo-9"))).label == "mimo-9 at api.xiaomimimo.com"
+    assert (await choose(Settings(openai_api_key="x", model_name="gpt-9"))).choice.label == "gpt-9 at api.openai.com"
+    assert (
+        await choose(Settings(xiaomi_api_key="x", model_name="mimo-9"))
+    ).choice.label == "mimo-9 at api.xiaomimimo.com"
 
 
 async def test_openai_goes_before_xiaomi(choose: Choose) -> None:
-    assert (await choose(Settings(openai_api_key="x", xiaomi_api_key="y"))).kind == "responses"
+    assert (await choose(Settings(openai_api_key="x", xiaomi_api_key="y"))).choice.kind == "responses"
 
 
 async def test_a_base_url_wins_and_never_sees_the_other_keys(choose: Choose) -> None:
@@ -57,8 +60,8 @@ async def test_a_base_url_wins_and_never_sees_the_other_keys(choose: Choose) -> 
             openai_api_key="sk-secret", xiaomi_api_key="xi-secret", model_base_url="http://host:1/v1", model_name="m"
         )
     )
-    assert chosen.kind == "chat_completions"
-    assert chosen.label == "m at host"
+    assert chosen.choice.kind == "chat_completions"
+    assert chosen.choice.label == "m at host"
     assert chosen._client is not None
     assert "secret" not in chosen._client.api_key
 
@@ -85,9 +88,9 @@ def test_a_base_url_without_a_model_name_is_refused() -> None:
 
 async def test_without_a_key_the_offline_model_answers(choose: Choose) -> None:
     chosen = await choose(Settings())
-    assert chosen.kind == "offline"
+    assert chosen.choice.kind == "offline"
     assert isinstance(chosen.model, OfflineModel)
-    assert all(name in chosen.how_to_change for name in ("OPENAI_API_KEY", "XIAOMI_API_KEY", "MODEL_BASE_URL"))
+    assert all(name in chosen.choice.how_to_change for name in ("OPENAI_API_KEY", "XIAOMI_API_KEY", "MODEL_BASE_URL"))
 
 
 async def test_the_chosen_model_shows_no_key(choose: Choose) -> None:

@@ -257,7 +257,8 @@ const deleteThread = (id) => inList(async () => {
 
 /** Names a thread that the assistant has left without a title. @param {string} id @param {string} text */
 const nameAfter = (id, text) => inList(async () => {
-  const title = text.trim().split(/\s+/).join(" ").slice(0, 80);
+  const words = text.trim().split(/\s+/).join(" ");
+  const title = words.length > 80 ? `${words.slice(0, 79)}…` : words;
   listThread(await call("threads.update", { thread_id: id, title }));
 });
 
