@@ -44,6 +44,9 @@ _UNREACHABLE = (
     OSError,
     asyncpg.TooManyConnectionsError,
     asyncpg.CannotConnectNowError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections for now
+    asyncpg.InvalidCatalogNameError,  # it is gone
+    asyncpg.InvalidAuthorizationSpecificationError,  # it doesn't let us in, or not any more
     asyncpg.QueryCanceledError,  # the server's statement_timeout
     asyncpg.LockNotAvailableError,  # the server's lock_timeout
     asyncpg.IdleInTransactionSessionTimeoutError,

@@ -30,7 +30,7 @@ from tests.test_codec_golden import exact, exact_in_order, free_form_texts, unkn
 
 # The same examples every time: a failure is a failure of the change, not of the day.
 bounded = settings(
-    max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

@@ -28,8 +28,10 @@ async function post(type, params, streamSignal) {
   });
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  const advice = response.status === 429 || response.status >= 500 ? " Try again in a moment." : "";
-  throw new Failure((body?.error?.message ?? `The chat answered with status ${response.status}.`) + advice);
+  const { status } = response;
+  const isPassing = status === 429 || status >= 500;
+  const advice = isPassing ? " Try again in a moment." : status === 404 ? " Start a new conversation." : "";
+  throw new Failure((body?.error?.message ?? `The chat answered with status ${status}.`) + advice);
 }
 
 /** @param {string} type @param {object} params @returns {Promise<any>} */
@@ -63,8 +65,8 @@ async function* readEvents(body) {
   }
 }
 
-/** @param {string} tag @param {string} className @param {string} [text] */
-const make = (tag, className, text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
+/** @param {string} tag @param {string} className @param {string} [textContent] */
+const make = (tag, className, textContent = "") => Object.assign(document.createElement(tag), { className, textContent });
 
 /** @param {Item} item */
 function makeItem(item) {
@@ -223,7 +225,8 @@ function titleOf(thread) {
 /** Puts a thread into the list, or its new title there. @param {Thread} thread */
 function listThread(thread, isNewest = false) {
   const title = titleOf(thread);
-  const line = document.getElementById(`line-${thread.id}`) ?? Object.assign(make("li", ""), { id: `line-${thread.id}` });
+  const id = `line-${thread.id}`;
+  const line = document.getElementById(id) ?? Object.assign(make("li", ""), { id });
   const button = Object.assign(make("button", "", "✕"), { type: "button", onclick: () => deleteThread(thread.id) });
   button.setAttribute("aria-label", `Delete “${title}”`);
   line.replaceChildren(Object.assign(make("a", "", title), { href: `#${thread.id}`, title }), button);
@@ -289,7 +292,7 @@ function showState() {
 
 /** Keeps the end in view for whoever was looking at it. */
 function follow() {
-  if (isFollowing) requestAnimationFrame(() => page.log.scrollTo(0, page.log.scrollHeight));
+  requestAnimationFrame(() => { if (isFollowing) page.log.scrollTo(0, page.log.scrollHeight); });
 }
 
 /** Sends what is in the box, and gives it back where the server hasn't taken it. */

@@ -1,0 +1,195 @@
+"""`make run`, and each half alone, as real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.database import temporary_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Program:
+    """A running program with all that it has printed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.output = ""
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.output += line.decode()
+
+    async def prints(self, text: str, seconds: float = 60) -> None:
+        async with asyncio.timeout(seconds):
+            while text not in self.output:
+                assert self.process.returncode is None, self.output
+                await asyncio.sleep(0.02)
+
+    async def ends(self, seconds: float = 30) -> int:
+        async with asyncio.timeout(seconds):
+            code = await self.process.wait()
+            await self._reading
+        return code
+
+
+@asynccontextmanager
+async def program(module: str, **env: str) -> AsyncIterator[Program]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module,
+        cwd=ROOT, env={**os.environ, **env}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    running = Program(process)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await running.ends()
+
+
+def addresses() -> dict[str, str]:
+    return {"GRPC_LISTEN": f"127.0.0.1:{free_port()}", "BRIDGE_LISTEN": f"127.0.0.1:{free_port()}"}
+
+
+async def test_make_run_starts_everything_and_leaves_nothing() -> None:
+    with temporary_folder() as folder:
+        env = {**addresses(), "DATA_DIR": str(folder / "data"), "OPENAI_API_KEY": "", "XIAOMI_API_KEY": ""}
+        for start in range(2):
+            began = time.monotonic()
+            async with program("server.local", **env) as system:
+                await system.prints("Ctrl-C stops it.")
+                took = time.monotonic() - began
+                for said in (env["BRIDGE_LISTEN"], env["GRPC_LISTEN"], "embedded PostgreSQL", "offline", "dev-user"):
+                    assert said in system.output
+                async with httpx.AsyncClient(base_url=f"http://{env['BRIDGE_LISTEN']}") as http:
+                    assert (await http.get("/api/chatkit/health")).json()["status"] == "ok"
+                    body = {"type": "threads.list", "params": {}}
+                    assert len((await http.post("/api/chatkit", json=body)).json()["data"]) == start
+                    say = {"content": [{"type": "input_text", "text": "What is 2 + 40?"}]}
+                    body = {"type": "threads.create", "params": {"input": say}}
+                    assert "42" in (await http.post("/api/chatkit", json=body)).text
+                descendants = psutil.Process(system.process.pid).children(recursive=True)
+                assert len(descendants) == 2
+                postgres = int((folder / "data" / "postgres" / "postmaster.pid").read_text().split()[0])
+                system.process.send_signal(signal.SIGINT)
+                assert await system.ends() == 0
+                assert "Stopped." in system.output
+                assert "Traceback" not in system.output
+                assert not [process for process in descendants if process.is_running()]
+                async with asyncio.timeout(2):  # it removes its pid file a moment before it ends
+                    while psutil.pid_exists(postgres):
+                        await asyncio.sleep(0.02)
+            assert start == 0 or took < 15, took  # 5 s on a machine with nothing else to do
+
+
+async def test_two_systems_run_side_by_side(database_url: str) -> None:
+    async with (
+        program("server.local", DATABASE_URL=database_url, **addresses()) as first,
+        program("server.local", DATABASE_URL=database_url, **addresses()) as second,
+    ):
+        await asyncio.gather(first.prints("Ctrl-C stops it."), second.prints("Ctrl-C stops it."))
+        assert "PostgreSQL at" in first.output
+        assert "embedded" not in first.output
+
+
+async def test_a_half_that_can_not_start_stops_the_other() -> None:
+    async with program("server.local", DATABASE_URL="postgresql://127.0.0.1:1/nowhere", **addresses()) as system:
+        assert await system.ends() == 1
+        assert "DATABASE_URL: can't connect to PostgreSQL at 127.0.0.1:1/nowhere" in system.output
+        assert "The server ended" in system.output
+        assert "Traceback" not in system.output
+
+
+@pytest.mark.parametrize(("module", "name"), [("server", "GRPC_LISTEN"), ("bridge", "BRIDGE_LISTEN")])
+async def test_a_port_already_taken_is_an_error_that_says_so(module: str, name: str, database_url: str) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        async with program(module, DATABASE_URL=database_url, **{name: address}) as half:
+            assert await half.ends() == 2
+            assert (
+                half.output == f"{module}: {name}: can't listen on {address}: Address already in use; choose another\n"
+            )
+
+
+@pytest.mark.parametrize(
+    ("module", "env", "said"),
+    [
+        ("server", {"GRPC_LISTEN": "50051"}, "GRPC_LISTEN: expected host:port such as 127.0.0.1:8000, got '50051'"),
+        ("server", {"DATABASE_URL": "mysql://a:secret@b/c"}, "DATABASE_URL: expected postgresql://user@host/name"),
+        ("server", {"DATABASE_POOL_SIZE": "0"}, "DATABASE_POOL_SIZE: "),
+        ("server", {"CHATKIT_SERVER": "nothing"}, "CHATKIT_SERVER: expected package.module:factory"),
+        ("server", {"CHATKIT_SERVER": "no.such:thing"}, "CHATKIT_SERVER: there is no module 'no'"),
+        ("server", {"CHATKIT_SERVER": "server.assistant:nope"}, "CHATKIT_SERVER: server.assistant has no 'nope'"),
+        ("server", {"ENVIRONMENT": "Dev"}, "ENVIRONMENT: expected development, production or"),
+        ("server", {"LOG_LEVEL": "LOUD"}, "LOG_LEVEL: Must be one of: DEBUG, INFO, WARNING, ERROR."),
+        ("server", {"MODEL_BASE_URL": "host/v1"}, "MODEL_BASE_URL: expected a URL such as https://host/v1/"),
+        ("bridge", {"BRIDGE_LISTEN": "nowhere:99999"}, "BRIDGE_LISTEN: expected host:port"),
+        ("bridge", {"MAX_REQUEST_BYTES": "many"}, "MAX_REQUEST_BYTES: Not a valid integer."),
+        ("bridge", {"HEARTBEAT_SECONDS": "0"}, "HEARTBEAT_SECONDS: "),
+        ("server.local", {"GRPC_LISTEN": "127.0.0.1:0"}, "GRPC_LISTEN: expected a port other than 0"),
+    ],
+)
+async def test_a_wrong_setting_is_named(module: str, env: dict[str, str], said: str) -> None:
+    async with program(module, **env) as half:
+        assert await half.ends() == 2
+        assert said in half.output
+        assert "secret" not in half.output
+        assert "Traceback" not in half.output
+
+
+async def test_a_bridge_that_is_told_to_stop_ends_its_streams_with_a_word(database_url: str) -> None:
+    env = {**addresses(), "SHUTDOWN_GRACE_SECONDS": "0.5", "ENVIRONMENT": "development", "DATABASE_URL": database_url}
+    async with (
+        program("server", **env, CHATKIT_SERVER="tests.scripted:ScriptedServer") as server,
+        program("bridge", **env, GRPC_TARGET=env["GRPC_LISTEN"]) as bridge,
+    ):
+        await asyncio.gather(server.prints("gRPC on"), bridge.prints("HTTP on"))
+        say = {"content": [{"type": "input_text", "text": "wait"}]}
+        body = {"type": "threads.create", "params": {"input": say}}
+        async with (
+            httpx.AsyncClient(base_url=f"http://{env['BRIDGE_LISTEN']}", timeout=20) as http,
+            http.stream("POST", "/api/chatkit", json=body, headers={"accept": "text/event-stream"}) as response,
+        ):
+            text = ""
+            async for chunk in response.aiter_text():
+                text += chunk
+                if "two" in text and bridge.process.returncode is None:
+                    bridge.process.send_signal(signal.SIGTERM)
+        assert text.endswith('"allow_retry":true}\n\n')
+        await bridge.ends()
+        assert "Traceback" not in bridge.output
+
+
+async def test_a_server_that_is_told_to_stop_twice_stops_once(database_url: str) -> None:
+    env = {**addresses(), "DATABASE_URL": database_url}
+    async with program("server", **env) as server:
+        await server.prints("gRPC on")
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.005)
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.ends() == 0
+        assert "Traceback" not in server.output
