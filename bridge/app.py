@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +26,8 @@ _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    # Asked for again each time, so that a page never meets the script of another version.
+    "Cache-Control": "no-cache",
 }
 
 
@@ -51,7 +54,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     app = Starlette(
         routes=[
             Route("/", page, methods=["GET"]),
-            Mount("/static", StaticFiles(directory=WEB)),
+            Mount("/static", WebFiles(directory=WEB)),
             Route("/api/chatkit", chatkit, methods=["POST"]),
             Route("/api/chatkit/health", health, methods=["GET"]),
         ],
@@ -60,6 +63,16 @@ def create_app(settings: Settings | None = None) -> Starlette:
     )
     app.state.streams = streams
     return app
+
+
+class WebFiles(StaticFiles):
+    """The page's files, with the page's headers."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """A file."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_PAGE_HEADERS)
+        return response
 
 
 async def chatkit(request: Request) -> Response:

@@ -7,7 +7,6 @@ and would repeat the request for each 5xx; only 401 and 429 mean something to it
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 
 from chatkit_grpc import codec
 from chatkit_grpc.errors import ChatKitError, LimitError, ValidationError
@@ -17,11 +16,12 @@ from google.protobuf.message import DecodeError
 from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from bridge import sse
 from bridge.backend import METADATA_KEY, Backend, method_of
 from bridge.settings import Settings
-from bridge.streams import Streams
+from bridge.streams import Stream, Streams
 
 _FORWARDED = ("authorization", "accept-language", "user-agent", "x-user-id", "x-request-id", "traceparent")
 """Headers that the server is told, under their own names."""
@@ -62,7 +62,7 @@ class Endpoint:
             answer = await self._backend.call(method.path, parameters, metadata)
             return Response(codec.encode(answer), media_type="application/json")
         call = self._backend.stream(method.path, parameters, metadata)
-        return self._event_stream(await self._streams.open(call))
+        return EventStream(await self._streams.open(call), self._settings)
 
     async def _read(self, request: Request) -> ChatKitRequest:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -80,19 +80,31 @@ class Endpoint:
             raise ValidationError.at("$.metadata", f"expected at most {_METADATA_LIMIT} bytes of JSON")
         return chatkit_request
 
-    def _event_stream(self, frames: AsyncIterator[bytes]) -> EventSourceResponse:
-        return EventSourceResponse(
-            frames,
-            headers=sse.HEADERS,
-            sep="\n",
-            ping=self._settings.heartbeat_seconds,
-            ping_message_factory=sse.heartbeat,
-            # Longer than the streams take to end by themselves.
-            shutdown_grace_period=self._settings.shutdown_grace_seconds + 1,
-        )
-
     def _stream_of(self, error: ChatKitError) -> Response:
         return Response(sse.error_frame(error), headers=sse.HEADERS)
+
+
+class EventStream(EventSourceResponse):
+    """A stream as a response, which ends the stream whichever way it ends itself, begun or not."""
+
+    def __init__(self, stream: Stream, settings: Settings) -> None:
+        super().__init__(
+            stream.frames(),
+            headers=sse.HEADERS,
+            sep="\n",
+            ping=settings.heartbeat_seconds,
+            ping_message_factory=sse.heartbeat,
+            # Longer than the streams take to end by themselves.
+            shutdown_grace_period=settings.shutdown_grace_seconds + 1,
+        )
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.end()
 
 
 def error_response(error: ChatKitError) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""The streams that are open now, so that a bridge which goes down can end each of them with a word."""
+"""The streams that are open now, so that each is ended, also by a bridge that goes down."""
 
 from __future__ import annotations
 
@@ -20,52 +20,68 @@ class Streams:
     """All streams of this process."""
 
     def __init__(self) -> None:
+        self.is_going_down = False
         self._calls: set[StreamCall] = set()
-        self._is_going_down = False
         self._all_ended = asyncio.Event()
         self._all_ended.set()
 
-    async def open(self, call: StreamCall) -> AsyncGenerator[bytes, None]:
-        """Wait for the first batch, then hand out all of them as SSE frames. Raises ChatKitError before the first.
-
-        Closing what this returns ends the call.
-        """
-        try:
-            first = await call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
-        except BaseException:
-            call.cancel()
-            raise
-        return self._frames(first, call)
-
-    async def _frames(self, response: Any, call: StreamCall) -> AsyncGenerator[bytes, None]:
+    async def open(self, call: StreamCall) -> Stream:
+        """Wait for a call's first batch. Raises ChatKitError where there is none. Whoever opens a stream ends it."""
         self._calls.add(call)
         self._all_ended.clear()
         try:
-            while response is not grpc.aio.EOF:
-                yield sse.frames(response.batch)
-                response = await call.read()
+            return Stream(await call.read(), call, self)
         except grpc.aio.AioRpcError as error:
-            yield sse.error_frame(from_rpc_error(error))
-        except asyncio.CancelledError:
-            if not self._is_going_down:
-                raise
-            yield sse.error_frame(_GOING_DOWN)
-        finally:
-            call.cancel()
-            self._calls.discard(call)
-            if not self._calls:
-                self._all_ended.set()
+            self.end(call)
+            raise from_rpc_error(error) from None
+        except BaseException:
+            self.end(call)
+            if self.is_going_down:
+                raise _GOING_DOWN from None
+            raise
+
+    def end(self, call: StreamCall) -> None:
+        """End a call, if it hasn't ended yet."""
+        call.cancel()
+        self._calls.discard(call)
+        if not self._calls:
+            self._all_ended.set()
 
     async def drain(self, grace: float) -> None:
         """Let streams end by themselves for `grace` seconds, then end them with an error that allows a retry."""
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._all_ended.wait()
-        self._is_going_down = True
+        self.is_going_down = True
         for call in tuple(self._calls):
             call.cancel()
 
     def __len__(self) -> int:
         return len(self._calls)
+
+
+class Stream:
+    """One stream, from its first batch on."""
+
+    def __init__(self, first: Any, call: StreamCall, streams: Streams) -> None:
+        self._first = first
+        self._call = call
+        self._streams = streams
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """The events as SSE frames, those of a batch together; a failure is the last of them."""
+        response = self._first
+        try:
+            while response is not grpc.aio.EOF:
+                yield sse.frames(response.batch)
+                response = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            yield sse.error_frame(from_rpc_error(error))
+        except asyncio.CancelledError:
+            if not self._streams.is_going_down:
+                raise
+            yield sse.error_frame(_GOING_DOWN)
+
+    def end(self) -> None:
+        """End the call, and so the run that nobody watches any more."""
+        self._streams.end(self._call)

@@ -7,7 +7,8 @@ awaits, and its cleanup can await the database only where nobody cancels it agai
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +25,7 @@ from server.pacing import Pacer
 class Run:
     """One answer being made. `error` is why it failed, once it has."""
 
-    def __init__(self, events: AsyncIterator[sdk.SDKEvent], pacer: Pacer) -> None:
+    def __init__(self, events: sdk.EventStream, pacer: Pacer) -> None:
         self.id = new_id("run")
         self.error: ChatKitError | None = None
         self._pacer = pacer
@@ -74,14 +75,15 @@ class Run:
         self._is_cancelled = True
         self.task.cancel()
 
-    async def _make(self, events: AsyncIterator[sdk.SDKEvent]) -> None:
+    async def _make(self, events: sdk.EventStream) -> None:
         # Nothing is awaited here but the core itself: a cancel that landed elsewhere would go past it.
-        async for event in events:
-            sdk.write_event(event, self._open.events.add())
-            self._sequence += 1
-            self._pacer.events += 1
-            for wakeup in self._wakeups:
-                wakeup.set()
+        async with aclosing(events):
+            async for event in events:
+                sdk.write_event(event, self._open.events.add())
+                self._sequence += 1
+                self._pacer.events += 1
+                for wakeup in self._wakeups:
+                    wakeup.set()
 
     def _new_batch(self) -> EventBatch:
         return EventBatch(run_id=self.id, first_sequence=self._sequence + 1)
@@ -119,7 +121,7 @@ class Runs:
         if self._runs:
             await asyncio.wait([run.task for run in self._runs])
 
-    def start(self, events: AsyncIterator[sdk.SDKEvent]) -> Run:
+    def start(self, events: sdk.EventStream) -> Run:
         """Begin a run of the core's events."""
         run = Run(events, self._pacer)
         self._runs.add(run)

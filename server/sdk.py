@@ -68,6 +68,9 @@ _REQUEST_TYPES: Mapping[type[Message], tuple[type[StreamingReq], type[BaseModel]
     chat.RunActionRequest: (ThreadsCustomActionReq, ThreadCustomActionParams),
 }
 
+EventStream = AsyncGenerator[SDKEvent, None]
+"""What a core says, event by event."""
+
 M = TypeVar("M", bound=Message)
 B = TypeVar("B", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -119,7 +122,7 @@ async def _with_pauses(events: AsyncIterator[SDKEvent]) -> AsyncIterator[SDKEven
             await events.aclose()
 
 
-def open_stream(server: ChatKitServer[Any], request: Message, context: RequestContext) -> AsyncIterator[SDKEvent]:
+def open_stream(server: ChatKitServer[Any], request: Message, context: RequestContext) -> EventStream:
     """The core's events for a streaming request, as objects: `process` would serialise each only for us to parse it.
 
     Raises ValidationError for a request that the SDK's own types refuse.
@@ -156,7 +159,13 @@ def parse(model: type[B], message: Message) -> B:
 def write_event(event: SDKEvent, message: ThreadStreamEvent) -> None:
     """Make an empty message the event. The hot path: a text delta is written field by field."""
     if type(event) is ThreadItemUpdatedEvent and type(event.update) is AssistantMessageContentPartTextDelta:
-        write_text_delta(message, event.item_id, event.update.content_index, event.update.delta)
+        part = event.update
+        try:
+            write_text_delta(message, event.item_id, part.content_index, part.delta)
+        except UnicodeEncodeError:
+            # A model that splits an emoji sends half of a surrogate pair. The answer goes on without it.
+            delta = part.delta.encode("utf-8", "replace").decode()
+            write_text_delta(message, event.item_id, part.content_index, delta)
     else:
         message.CopyFrom(to_message(event, ThreadStreamEvent))
 

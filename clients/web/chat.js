@@ -66,7 +66,8 @@ async function* readEvents(body) {
 }
 
 /** @param {string} tag @param {string} className @param {string} [textContent] */
-const make = (tag, className, textContent = "") => Object.assign(document.createElement(tag), { className, textContent });
+const make = (tag, className, textContent = "") =>
+  Object.assign(document.createElement(tag), { className, textContent });
 
 /** @param {Item} item */
 function makeItem(item) {

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import uvloop
 
 from tests.load import sse_client
@@ -151,14 +152,26 @@ async def _compare(scenario: Scenario, systems: Sequence[System]) -> Comparison:
 async def measure(system: System, load: Load) -> dict[str, float]:
     """Put a system under load once. Raises WrongAnswerError where a stream isn't whole."""
     gc.collect()
-    cpu_before = system.cpu_seconds()
+    cpu_before, busy_before, began = system.cpu_seconds(), _busy_seconds(), time.monotonic()
     duration = load.deltas / load.per_second if load.per_second else 0.0
     memory = asyncio.create_task(_rss_after(duration * 0.75, system))
-    run = await sse_client.run(system.port, load, _TIMEOUT)
-    await asyncio.sleep(_SETTLE)
+    try:
+        run = await sse_client.run(system.port, load, _TIMEOUT)
+        await asyncio.sleep(_SETTLE)
+        rss = await memory
+    finally:
+        memory.cancel()
     cpu_after = system.cpu_seconds()
     cpu = {part: cpu_after[part] - before for part, before in cpu_before.items()}
-    return _figures(run, cpu, await memory, system.pss())
+    others = (_busy_seconds() - busy_before - sum(cpu.values())) / (time.monotonic() - began) / (os.cpu_count() or 1)
+    return {**_figures(run, cpu, rss, system.pss()), "others_share": max(0.0, others)}
+
+
+def _busy_seconds() -> float:
+    """What the whole machine was busy with, less this process."""
+    times = psutil.cpu_times()
+    busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
+    return float(busy) - time.process_time()
 
 
 async def _rss_after(seconds: float, system: System) -> dict[str, int]:
@@ -216,7 +229,11 @@ def _line(row: Row, comparison: Comparison) -> str:
 def _line_of_parts(comparison: Comparison) -> str:
     shares = [f"{part} {comparison.median('ours', f'{part}_cpu_us_per_event'):.1f}" for part in _PARTS]
     client = [f"{comparison.median(system, 'client_cpu_us_per_event'):.1f}" for system in ("baseline", "ours")]
-    return f"  µs per event in ours: {', '.join(shares)}; in the client: {client[0]} and {client[1]}"
+    others = max(comparison.median(system, "others_share") for system in ("baseline", "ours"))
+    return (
+        f"  µs per event in ours: {', '.join(shares)}; in the client: {client[0]} and {client[1]}\n"
+        f"  meanwhile {others:.0%} of this machine went to others"
+    )
 
 
 def _report(comparisons: Sequence[Comparison], postgres: str) -> dict[str, Any]:
