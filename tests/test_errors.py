@@ -142,7 +142,7 @@ def test_the_details_of_another_domain_count_for_nothing() -> None:
         (grpc.StatusCode.ALREADY_EXISTS, 500),
         (grpc.StatusCode.PERMISSION_DENIED, 500),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
-        (grpc.StatusCode.FAILED_PRECONDITION, 500),
+        (grpc.StatusCode.FAILED_PRECONDITION, 409),
         (grpc.StatusCode.ABORTED, 500),
         (grpc.StatusCode.OUT_OF_RANGE, 500),
         (grpc.StatusCode.UNIMPLEMENTED, 400),

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from chatkit_grpc import free_json
 from chatkit_grpc.free_json import Invalid
 from chatkit_grpc.schema import (
+    enum_names,
     is_map,
     is_required,
     json_type,
@@ -55,11 +56,12 @@ def _field_rules(field: FieldDescriptor) -> Iterator[Check]:
 
 def _presence_rule(field: FieldDescriptor) -> Check:
     name = field.name
+    known = enum_names(field.enum_type) if field.enum_type is not None else None
     may_be_empty = field.type in {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_INT64} and not raw_json(field)
 
     def check_presence(message: Message) -> None:
         is_there = message.HasField(name) if field.has_presence else getattr(message, name) or may_be_empty
-        if not is_there:
+        if not is_there or (known is not None and getattr(message, name) not in known):
             raise Invalid("missing").at(name)
 
     return check_presence
@@ -85,6 +87,8 @@ def _content_rule(field: FieldDescriptor) -> Check:
         entries = value.items() if holds_map else enumerate(value) if field.is_repeated else [(None, value)]
         for key, element in entries:
             try:
+                if isinstance(key, str):
+                    free_json.check_text(key)
                 check_value(element)
             except Invalid as error:
                 raise (error if key is None else error.at(key)).at(name) from None

@@ -47,11 +47,7 @@ def decode(message_type: type[M], value: Any) -> M:
     """
     message = message_type()
     try:
-        try:
-            decoder(message_type.DESCRIPTOR, lossless=True)(value, message)
-        except Invalid:
-            message.Clear()
-            decoder(message_type.DESCRIPTOR, lossless=False)(value, message)
+        decoder(message_type.DESCRIPTOR, lossless=True)(value, message)
     except Invalid as error:
         raise ValidationError.at(error.path, error.description) from None
     return message
@@ -60,7 +56,7 @@ def decode(message_type: type[M], value: Any) -> M:
 def check(request: Message) -> None:
     """Apply to a request that came by gRPC what `decode_request` applies to one that came as JSON.
 
-    Raises ValidationError with the path of what is wrong, which starts at the message. Sample: "$.thread_id: missing".
+    Raises ValidationError with the path of what is wrong, which starts at the message. Sample: "$.input: missing".
     """
     try:
         checker(request.DESCRIPTOR)(request)

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatkit_grpc import free_json
-from chatkit_grpc.free_json import Invalid, quote
+from chatkit_grpc.free_json import Invalid, shown
 from chatkit_grpc.schema import (
     content_member,
     enum_names,
@@ -47,15 +47,15 @@ _INT_RANGES = {
 
 
 @cache
-def decoder(descriptor: Descriptor, *, lossless: bool) -> Decode:
-    """The reader of a message type."""
+def decoder(descriptor: Descriptor, *, lossless: bool, in_union: bool = False) -> Decode:
+    """The reader of a message type. A lossless one gives up on members it doesn't know where a union can carry them."""
     if descriptor.full_name == Timestamp.DESCRIPTOR.full_name:
         return _decode_timestamp
     if is_unwrapped(descriptor):
-        return _field_decoder(descriptor.fields[0], lossless=lossless)
+        return _field_decoder(descriptor.fields[0], lossless=lossless, in_union=in_union)
     oneof, fields = tagged_oneof(descriptor), plain_fields(descriptor)
     if oneof is None:
-        return _object_decoder(fields, lossless=lossless)
+        return _object_decoder(fields, lossless=lossless, in_union=in_union)
     return _union_decoder(oneof, fields, lossless=lossless)
 
 
@@ -66,12 +66,14 @@ def _union_decoder(oneof: OneofDescriptor, fields: list[FieldDescriptor], *, los
         for field in oneof.fields
         if field.name != unknown
     }
-    read_fields = _object_decoder(fields, lossless=lossless, others=("type", content)) if fields else None
+    read_fields = (
+        _object_decoder(fields, lossless=lossless, in_union=True, others=("type", content)) if fields else None
+    )
 
     def decode_union(value: Any, message: Any) -> None:
         tag = _tag_of(value)
         if tag not in cases:
-            raise Invalid(f"unknown value {quote(tag)}{_expected(cases)}").at("type")
+            raise Invalid(f"unknown value {shown(tag)}{_expected(cases)}").at("type")
         name, read_case = cases[tag]
         case = getattr(message, name)
         case.SetInParent()
@@ -94,8 +96,8 @@ def _union_decoder(oneof: OneofDescriptor, fields: list[FieldDescriptor], *, los
 def _case_decoder(field: FieldDescriptor, content: str, *, lossless: bool) -> Decode:
     """Reads the fields of a case, which stand beside "type" or in the member `content`."""
     if not content:
-        return _object_decoder(plain_fields(message_of(field)), lossless=lossless, others=("type",))
-    read = decoder(message_of(field), lossless=lossless)
+        return _object_decoder(plain_fields(message_of(field)), lossless=lossless, in_union=True, others=("type",))
+    read = decoder(message_of(field), lossless=lossless, in_union=True)
 
     def decode_content(value: Any, message: Message) -> None:
         if content not in value:
@@ -124,9 +126,11 @@ def _expected(names: Collection[str]) -> str:
     return f", expected {' or '.join(names)}" if len(names) <= 8 else ""
 
 
-def _object_decoder(fields: list[FieldDescriptor], *, lossless: bool, others: tuple[str, ...] = ()) -> Decode:
+def _object_decoder(
+    fields: list[FieldDescriptor], *, lossless: bool, in_union: bool, others: tuple[str, ...] = ()
+) -> Decode:
     """Reads the members of an object; `others` are members that somebody else reads."""
-    readers = {json_name(field): _field_decoder(field, lossless=lossless) for field in fields}
+    readers = {json_name(field): _field_decoder(field, lossless=lossless, in_union=in_union) for field in fields}
     required = [json_name(field) for field in fields if is_required(field)]
     # null means "absent", but where any JSON may stand, or where something must.
     keeps_null = {json_name(field) for field in fields if raw_json(field) == options.RAW_JSON_VALUE}.union(required)
@@ -140,7 +144,7 @@ def _object_decoder(fields: list[FieldDescriptor], *, lossless: bool, others: tu
         for name, member in value.items():
             read = readers.get(name)
             if read is None:
-                if lossless and name not in others:
+                if lossless and in_union and name not in others:
                     raise Invalid("unknown member").at(name)
             elif member is not None or name in keeps_null:
                 try:
@@ -151,17 +155,17 @@ def _object_decoder(fields: list[FieldDescriptor], *, lossless: bool, others: tu
     return decode_object
 
 
-def _field_decoder(field: FieldDescriptor, *, lossless: bool) -> Decode:
+def _field_decoder(field: FieldDescriptor, *, lossless: bool, in_union: bool) -> Decode:
     """Reads a value into one field of a message."""
     if is_map(field):
-        return _map_decoder(field, lossless=lossless)
+        return _map_decoder(field, lossless=lossless, in_union=in_union)
     if field.is_repeated:
-        return _list_decoder(field, lossless=lossless)
+        return _list_decoder(field, lossless=lossless, in_union=in_union)
     name = field.name
     if field.message_type is None:
         scalar = _scalar_decoder(field, lossless=lossless)
         return lambda value, message: _set(message, name, scalar(value))
-    read = decoder(field.message_type, lossless=lossless)
+    read = decoder(field.message_type, lossless=lossless, in_union=in_union)
 
     def decode_message(value: Any, message: Message) -> None:
         part = getattr(message, name)
@@ -171,23 +175,23 @@ def _field_decoder(field: FieldDescriptor, *, lossless: bool) -> Decode:
     return decode_message
 
 
-def _list_decoder(field: FieldDescriptor, *, lossless: bool) -> Decode:
+def _list_decoder(field: FieldDescriptor, *, lossless: bool, in_union: bool) -> Decode:
     name = field.name
     if field.message_type is None:
         scalar = _scalar_decoder(field, lossless=lossless)
         return lambda value, message: _each(_list(value), lambda _, element: _append(message, name, scalar(element)))
-    read = decoder(field.message_type, lossless=lossless)
+    read = decoder(field.message_type, lossless=lossless, in_union=in_union)
     return lambda value, message: _each(_list(value), lambda _, element: read(element, getattr(message, name).add()))
 
 
-def _map_decoder(field: FieldDescriptor, *, lossless: bool) -> Decode:
+def _map_decoder(field: FieldDescriptor, *, lossless: bool, in_union: bool) -> Decode:
     name, values = field.name, value_field(field)
     if values.message_type is None:
         scalar = _scalar_decoder(values, lossless=lossless)
         return lambda value, message: _each(
             _entries(value), lambda key, entry: getattr(message, name).update({key: scalar(entry)})
         )
-    read = decoder(values.message_type, lossless=lossless)
+    read = decoder(values.message_type, lossless=lossless, in_union=in_union)
     return lambda value, message: _each(_entries(value), lambda key, entry: read(entry, getattr(message, name)[key]))
 
 
@@ -210,7 +214,10 @@ def _entries(value: Any) -> Iterable[tuple[str, Any]]:
     if type(value) is not dict:
         raise Invalid(f"expected an object, got {free_json.kind_of(value)}")
     for key in value:
-        free_json.check_text(key)
+        try:
+            free_json.check_text(key)
+        except Invalid as error:
+            raise error.at(key) from None
     return value.items()
 
 
@@ -252,7 +259,7 @@ def _enum_decoder(enum: EnumDescriptor) -> Callable[[Any], int]:
     def decode_enum(value: Any) -> int:
         number = numbers.get(_decode_string(value))
         if number is None:
-            raise Invalid(f"unknown value {quote(value)}{_expected(numbers)}")
+            raise Invalid(f"unknown value {shown(value)}{_expected(numbers)}")
         return number
 
     return decode_enum
@@ -314,7 +321,7 @@ def _decode_timestamp(value: Any, timestamp: Any) -> None:
     """Read RFC 3339. A time without an offset is local: the SDK writes such, and this is the only door they come by."""
     try:
         moment = datetime.fromisoformat(_decode_string(value)).astimezone(UTC)
-    except ValueError:
-        raise Invalid(f"expected a time such as 2026-01-31T12:00:00Z, got {quote(value)}") from None
+    except (ValueError, OverflowError):
+        raise Invalid(f"expected a time such as 2026-01-31T12:00:00Z, got {shown(value)}") from None
     timestamp.seconds = int(moment.replace(microsecond=0).timestamp())
     timestamp.nanos = moment.microsecond * 1000

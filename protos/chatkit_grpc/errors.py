@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
@@ -53,6 +55,7 @@ _REASON_OF_BARE_STATUS: Mapping[grpc.StatusCode, ErrorReason.ValueType] = {
     grpc.StatusCode.UNAUTHENTICATED: reasons.ERROR_REASON_UNAUTHENTICATED,
     grpc.StatusCode.INVALID_ARGUMENT: reasons.ERROR_REASON_INVALID_REQUEST,
     grpc.StatusCode.UNIMPLEMENTED: reasons.ERROR_REASON_UNSUPPORTED,
+    grpc.StatusCode.FAILED_PRECONDITION: reasons.ERROR_REASON_FAILED_PRECONDITION,
     grpc.StatusCode.RESOURCE_EXHAUSTED: reasons.ERROR_REASON_REQUEST_TOO_LARGE,
     grpc.StatusCode.UNAVAILABLE: reasons.ERROR_REASON_UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: reasons.ERROR_REASON_DEADLINE_EXCEEDED,
@@ -220,8 +223,9 @@ def from_status(status: status_pb2.Status) -> ChatKitError:
     for detail in status.details:
         if detail.Unpack(info) and info.domain == DOMAIN:
             # A server newer than this client may know more reasons: then the status alone decides.
-            if f"{_REASON_PREFIX}{info.reason}" in ErrorReason.DESCRIPTOR.values_by_name:
-                reason = ErrorReason.Value(_REASON_PREFIX + info.reason)
+            known = ErrorReason.DESCRIPTOR.values_by_name.get(_REASON_PREFIX + info.reason)
+            if known is not None and known.number in TABLE:
+                reason = ErrorReason.Value(known.name)
             metadata = dict(info.metadata)
         elif detail.Unpack(bad_request):
             violations = [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
@@ -236,7 +240,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ChatKitError:
     """The error that a failed call tells of: our own with all its details, or one that gRPC made on the way."""
     for key, value in error.trailing_metadata():
         if key == DETAILS_KEY and isinstance(value, bytes):
-            return from_status(status_pb2.Status.FromString(value))
+            with contextlib.suppress(DecodeError):  # somebody else's bytes: then the code alone decides
+                return from_status(status_pb2.Status.FromString(value))
     number: int = error.code().value[0]
     return from_status(status_pb2.Status(code=number, message=_message_of_bare_status(error.code())))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from json.encoder import encode_basestring as quote
 from typing import Any
@@ -39,7 +40,12 @@ class Invalid(Exception):  # noqa: N818 # control flow inside the codec, which t
 def _step_text(step: str | int) -> str:
     if isinstance(step, int):
         return f"[{step}]"
-    return f".{step}" if _PLAIN_NAME.fullmatch(step) else f"[{json.dumps(step)}]"
+    return f".{step}" if _PLAIN_NAME.fullmatch(step) and len(step) <= 60 else f"[{shown(step)}]"
+
+
+def shown(text: str) -> str:
+    """Somebody else's text as an error may show it: short, and in ASCII, which a lone surrogate is not."""
+    return json.dumps(text) if len(text) <= 60 else f"{json.dumps(text[:60])}…"
 
 
 class _Object(dict[str, Any]):
@@ -68,6 +74,7 @@ def loads(text: str | bytes) -> Any:
             text if isinstance(text, str) else text.decode("utf-8"),
             object_pairs_hook=build,
             parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
     except UnicodeDecodeError as error:
         raise Invalid(f"not UTF-8 at byte {error.start}") from None
@@ -87,9 +94,18 @@ def _refuse_constant(name: str) -> Any:
     raise Invalid(f"not JSON: {name} is no JSON number")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise Invalid("not JSON: a number too large to be read")
+    return number
+
+
 def dumps(value: Any) -> str:
-    """Parsed JSON as text: numbers and key order as they were, NaN as null as the SDK writes it."""
-    return "null" if value != value else json.dumps(value, ensure_ascii=False, separators=(",", ":"))  # noqa: PLR0124
+    """Parsed JSON as text: numbers and key order as they were, NaN and infinity as null as the SDK writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "null"
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def to_text(value: Any, *, must_be_object: bool = False, may_hold_nul: bool = False) -> str:
@@ -99,7 +115,7 @@ def to_text(value: Any, *, must_be_object: bool = False, may_hold_nul: bool = Fa
     text = dumps(value)
     is_suspicious = _SURROGATE.search(text) or text.count("[") + text.count("{") > MAX_DEPTH
     if is_suspicious or ("\\u0000" in text and not may_hold_nul):
-        _inspect(value, MAX_DEPTH)
+        _inspect(value, MAX_DEPTH, may_hold_nul=may_hold_nul)
     return text
 
 
@@ -108,9 +124,9 @@ def check_json(text: str, *, must_be_object: bool) -> None:
     to_text(loads(text), must_be_object=must_be_object)
 
 
-def check_text(text: str) -> None:
+def check_text(text: str, *, may_hold_nul: bool = False) -> None:
     """Check ordinary text. Raises Invalid."""
-    if "\0" in text:
+    if "\0" in text and not may_hold_nul:
         raise Invalid(NUL)
     if _SURROGATE.search(text):
         raise Invalid(LONE_SURROGATE)
@@ -126,10 +142,10 @@ def kind_of(value: Any) -> str:
     return kinds.get(type(value), "an object")
 
 
-def _inspect(value: Any, depth: int) -> None:
+def _inspect(value: Any, depth: int, *, may_hold_nul: bool = False) -> None:
     """Find what is wrong with a value that looks suspicious, and where. Raises Invalid."""
     if isinstance(value, str):
-        check_text(value)
+        check_text(value, may_hold_nul=may_hold_nul)
     if not isinstance(value, dict | list):
         return
     if not depth:
@@ -139,8 +155,8 @@ def _inspect(value: Any, depth: int) -> None:
     for step, member in value.items() if isinstance(value, dict) else enumerate(value):
         try:
             if isinstance(step, str):
-                check_text(step)
-            _inspect(member, depth - 1)
+                check_text(step, may_hold_nul=may_hold_nul)
+            _inspect(member, depth - 1, may_hold_nul=may_hold_nul)
         except Invalid as error:
             raise error.at(step) from None
 
@@ -156,5 +172,6 @@ __all__ = [
     "kind_of",
     "loads",
     "quote",
+    "shown",
     "to_text",
 ]
