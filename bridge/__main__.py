@@ -7,13 +7,13 @@ import logging
 import math
 import socket
 import sys
-from types import FrameType
 
 import uvicorn
 from chatkit_grpc.environment import Address, SettingsError
 
 from bridge.app import create_app
 from bridge.settings import Settings
+from bridge.streams import Streams
 
 log = logging.getLogger("bridge")
 
@@ -21,26 +21,18 @@ log = logging.getLogger("bridge")
 class Server(uvicorn.Server):
     """Uvicorn, which on its way out lets the streams end before it closes their connections."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, streams: Streams, grace: float) -> None:
         super().__init__(config)
-        self._settings = settings
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._drain: asyncio.Task[None] | None = None
+        self._streams = streams
+        self._grace = grace
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Remember the loop: a signal comes from outside of it."""
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to stop."""
-        if self._loop is not None and self._drain is None:
-            self._loop.call_soon_threadsafe(self._begin_to_drain)
-        super().handle_exit(sig, frame)
-
-    def _begin_to_drain(self) -> None:
-        streams = self.config.loaded_app.app.state.streams
-        self._drain = asyncio.create_task(streams.drain(self._settings.shutdown_grace_seconds))
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connections, and wait for the open ones while their streams end."""
+        drain = asyncio.create_task(self._streams.drain(self._grace))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            drain.cancel()
 
 
 def main() -> int:
@@ -53,18 +45,21 @@ def main() -> int:
         return 2
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.log_level == "INFO":
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        log.info("HTTP on %s, server at %s", settings.bridge_listen, settings.grpc_target)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # at INFO it says what we say below
+    log.info("HTTP on %s, server at %s", settings.bridge_listen, settings.grpc_target)
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         http="httptools",
         access_log=False,
         log_config=None,
         server_header=False,
+        # Nothing here asks for the client's address, and who may say it for somebody else is not settled.
+        proxy_headers=False,
         # Longer than the streams take to end.
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + 3,
     )
-    Server(config, settings).run(sockets=[listener])
+    Server(config, app.state.streams, settings.shutdown_grace_seconds).run(sockets=[listener])
     return 0
 
 

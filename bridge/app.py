@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from bridge.backend import OPENAI_KEY, Backend
-from bridge.endpoint import Endpoint
+from bridge.endpoint import Endpoint, json_error
 from bridge.settings import Settings
 from bridge.streams import Streams
 
@@ -37,8 +36,6 @@ def create_app(settings: Settings | None = None) -> Starlette:
     `app.state.streams` holds the open streams; whoever stops the process may drain them.
     """
     settings = settings or Settings.from_env()
-    # At DEBUG it logs every chunk, which is what people say to each other.
-    logging.getLogger("sse_starlette").setLevel(logging.INFO)
     streams = Streams()
 
     @asynccontextmanager
@@ -111,5 +108,4 @@ async def http_error(request: Request, error: Exception) -> Response:
         raise error
     code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "HTTP_ERROR")
     message = {404: f"There is nothing at {request.url.path}.", 405: f"{request.method} is not for this address."}
-    body = {"error": {"code": code, "message": message.get(error.status_code, error.detail), "details": {}}}
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    return json_error(code, message.get(error.status_code, error.detail), {}, error.status_code, error.headers)

@@ -23,7 +23,6 @@ METADATA_KEY = "chatkit-request-metadata-bin"
 """Carries the member `metadata` of a ChatKit request, as JSON."""
 OPENAI_KEY = "openai_key"
 """What the server's health calls a configured OPENAI_API_KEY."""
-_GET_THREAD = "/chatkit_grpc.v1.ThreadService/GetThread"
 _MODULES = (chat_service_pb2, thread_service_pb2, attachment_service_pb2)
 
 
@@ -73,23 +72,11 @@ class Backend:
             request_serializer=_serialize,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        self._unary = {
-            method.path: self._channel.unary_unary(
-                method.path,
-                request_serializer=_serialize,
-                response_deserializer=method.response_type.FromString,
+        self._calls: dict[str, Any] = {
+            method.path: (self._channel.unary_stream if method.is_stream else self._channel.unary_unary)(
+                method.path, request_serializer=_serialize, response_deserializer=method.response_type.FromString
             )
             for method in METHODS.values()
-            if not method.is_stream
-        }
-        self._streams = {
-            method.path: self._channel.unary_stream(
-                method.path,
-                request_serializer=_serialize,
-                response_deserializer=method.response_type.FromString,
-            )
-            for method in METHODS.values()
-            if method.is_stream
         }
 
     async def close(self) -> None:
@@ -99,7 +86,7 @@ class Backend:
     async def call(self, path: str, request: Message, metadata: Metadata) -> Message:
         """Make a unary call. Raises ChatKitError."""
         try:
-            response: Message = await self._unary[path](
+            response: Message = await self._calls[path](
                 request, metadata=metadata, timeout=self._settings.call_timeout_seconds
             )
         except grpc.aio.AioRpcError as error:
@@ -108,7 +95,8 @@ class Backend:
 
     def stream(self, path: str, request: Message, metadata: Metadata) -> StreamCall:
         """Begin a streaming call. Whoever begins one cancels it in the end."""
-        return self._streams[path](request, metadata=metadata, timeout=self._settings.stream_timeout_seconds)
+        call: StreamCall = self._calls[path](request, metadata=metadata, timeout=self._settings.stream_timeout_seconds)
+        return call
 
     async def authenticate(self, metadata: Metadata) -> None:
         """Let the server say whether it knows the caller. Raises AuthenticationError, LimitError or UnavailableError.
@@ -116,8 +104,9 @@ class Backend:
         Used where a request is refused before the server has seen it, so that a stranger learns nothing but that he is
         one. The call lacks what it needs, so that the server refuses it as soon as it knows the caller.
         """
+        incomplete = thread_service_pb2.AddFeedbackRequest()
         try:
-            await self.call(_GET_THREAD, thread_service_pb2.GetThreadRequest(), metadata)
+            await self.call(METHODS[incomplete.DESCRIPTOR.full_name].path, incomplete, metadata)
         except (AuthenticationError, LimitError, UnavailableError):
             raise
         except ChatKitError:

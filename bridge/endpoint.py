@@ -6,28 +6,29 @@ and would repeat the request for each 5xx; only 401 and 429 mean something to it
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 
 from chatkit_grpc import codec
 from chatkit_grpc.errors import ChatKitError, LimitError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.message import DecodeError
-from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 
 from bridge import sse
 from bridge.backend import METADATA_KEY, Backend, method_of
+from bridge.event_stream import EventStream
 from bridge.settings import Settings
-from bridge.streams import Stream, Streams
+from bridge.streams import Streams
 
 _FORWARDED = ("authorization", "accept-language", "user-agent", "x-user-id", "x-request-id", "traceparent")
 """Headers that the server is told, under their own names."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _METADATA_LIMIT = 8 * 1024
-_STATUSES_FOR_A_PAGE = frozenset({401, 429})
+_STATUSES_A_PAGE_UNDERSTANDS = frozenset({401, 429})
 
 
 class Endpoint:
@@ -46,7 +47,9 @@ class Endpoint:
         except ClientDisconnect:
             return Response(status_code=499)
         except ChatKitError as error:
-            return self._stream_of(error) if wants_stream and not _is_for_a_page(error) else error_response(error)
+            if wants_stream and error.http_status not in _STATUSES_A_PAGE_UNDERSTANDS:
+                return Response(sse.error_frame(error), headers=sse.HEADERS)
+            return error_response(error)
 
     async def _answer(self, request: Request) -> Response:
         metadata = _metadata_of(request)
@@ -62,7 +65,7 @@ class Endpoint:
             answer = await self._backend.call(method.path, parameters, metadata)
             return Response(codec.encode(answer), media_type="application/json")
         call = self._backend.stream(method.path, parameters, metadata)
-        return EventStream(await self._streams.open(call), self._settings)
+        return EventStream(await self._streams.open(call), self._settings.heartbeat_seconds)
 
     async def _read(self, request: Request) -> ChatKitRequest:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -80,47 +83,22 @@ class Endpoint:
             raise ValidationError.at("$.metadata", f"expected at most {_METADATA_LIMIT} bytes of JSON")
         return chatkit_request
 
-    def _stream_of(self, error: ChatKitError) -> Response:
-        return Response(sse.error_frame(error), headers=sse.HEADERS)
-
-
-class EventStream(EventSourceResponse):
-    """A stream as a response, which ends the stream whichever way it ends itself, begun or not."""
-
-    def __init__(self, stream: Stream, settings: Settings) -> None:
-        super().__init__(
-            stream.frames(),
-            headers=sse.HEADERS,
-            sep="\n",
-            ping=settings.heartbeat_seconds,
-            ping_message_factory=sse.heartbeat,
-            # Longer than the streams take to end by themselves.
-            shutdown_grace_period=settings.shutdown_grace_seconds + 1,
-        )
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._stream.end()
-
 
 def error_response(error: ChatKitError) -> JSONResponse:
     """A failure with its real status. Sample: {"error": {"code": "THREAD_NOT_FOUND", "message": …, "details": {…}}}."""
     details: dict[str, object] = dict(error.metadata)
     if error.violations:
         details["violations"] = [{"path": v.path, "description": v.description} for v in error.violations]
-    headers: dict[str, str] = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
-    body = {"error": {"code": error.code, "message": error.message, "details": details}}
-    return JSONResponse(body, status_code=error.http_status, headers=headers)
+    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    return json_error(error.code, error.message, details, error.http_status, headers)
 
 
-def _is_for_a_page(error: ChatKitError) -> bool:
-    return error.http_status in _STATUSES_FOR_A_PAGE
+def json_error(
+    code: str, message: str, details: Mapping[str, object], status: int, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The shape of all our errors."""
+    body = {"error": {"code": code, "message": message, "details": details}}
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _metadata_of(request: Request) -> list[tuple[str, str | bytes]]:

@@ -6,7 +6,6 @@ from chatkit_grpc.errors import ChatKitError
 from chatkit_grpc.text_delta import encode_event
 from chatkit_grpc.v1.event_pb2 import ErrorEvent, ThreadStreamEvent
 from chatkit_grpc.v1.run_pb2 import EventBatch
-from sse_starlette import ServerSentEvent
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -14,12 +13,9 @@ HEADERS = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
+HEARTBEAT = b": heartbeat\n\n"
+"""A comment: ChatKit's page ignores the names of events, so that only a comment isn't taken for one."""
 _NEWLINES = str.maketrans("\r\n", "  ")
-
-
-def heartbeat() -> ServerSentEvent:
-    """A comment: ChatKit's page ignores event names, and a comment is all that it doesn't take for an event."""
-    return ServerSentEvent(comment="heartbeat", sep="\n")
 
 
 def frames(batch: EventBatch) -> bytes:
@@ -39,5 +35,6 @@ def frames(batch: EventBatch) -> bytes:
 
 def error_frame(error: ChatKitError) -> bytes:
     """A failure as ChatKit's page shows it: its message, with Retry where that may help."""
+    # From 499 on (stopped, failed, out of reach) the same request may work the next time.
     event = ErrorEvent(code="custom", message=error.message, allow_retry=error.http_status >= 499)
     return f"data: {encode_event(ThreadStreamEvent(error=event))}\n\n".encode()

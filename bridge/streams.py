@@ -13,8 +13,6 @@ from chatkit_grpc.errors import UnavailableError, from_rpc_error
 from bridge import sse
 from bridge.backend import StreamCall
 
-_GOING_DOWN = UnavailableError("The chat server is restarting.")
-
 
 class Streams:
     """All streams of this process."""
@@ -34,10 +32,10 @@ class Streams:
         except grpc.aio.AioRpcError as error:
             self.end(call)
             raise from_rpc_error(error) from None
-        except BaseException:
+        except asyncio.CancelledError:
             self.end(call)
-            if self.is_going_down:
-                raise _GOING_DOWN from None
+            if self.is_going_down and not _is_being_cancelled():
+                raise _going_down() from None
             raise
 
     def end(self, call: StreamCall) -> None:
@@ -67,6 +65,7 @@ class Stream:
         self._first = first
         self._call = call
         self._streams = streams
+        self._is_ended = False
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """The events as SSE frames, those of a batch together; a failure is the last of them."""
@@ -78,10 +77,22 @@ class Stream:
         except grpc.aio.AioRpcError as error:
             yield sse.error_frame(from_rpc_error(error))
         except asyncio.CancelledError:
-            if not self._streams.is_going_down:
+            # Reading a call that was cancelled here raises this as well, but then nobody cancels this task.
+            if _is_being_cancelled():
                 raise
-            yield sse.error_frame(_GOING_DOWN)
+            if not self._is_ended:
+                yield sse.error_frame(_going_down())
 
     def end(self) -> None:
         """End the call, and so the run that nobody watches any more."""
+        self._is_ended = True
         self._streams.end(self._call)
+
+
+def _going_down() -> UnavailableError:
+    return UnavailableError("The chat server is restarting.")
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -8,7 +8,6 @@ from contextlib import aclosing
 from chatkit.server import ChatKitServer
 from chatkit.types import AudioInput
 from chatkit_grpc.v1 import chat_service_pb2 as pb
-from chatkit_grpc.v1.run_pb2 import SerializedResponse
 from google.protobuf.message import Message
 
 from server import sdk
@@ -28,9 +27,9 @@ class ChatService:
     async def stream(self, request: Message, context: RequestContext) -> AsyncGenerator[bytes, None]:
         """Start a run for any streaming request, and send its batches until it ends."""
         run = self._runs.start(sdk.open_stream(self._server, request, context))
-        async with aclosing(run.watch()) as batches:
-            async for batch in batches:
-                yield SerializedResponse(batch=batch).SerializeToString()
+        async with aclosing(run.watch()) as responses:
+            async for response in responses:
+                yield response
 
     # The core tells these apart by their request; for us they are one.
     create_thread = add_user_message = add_client_tool_output = add_structured_input = run_action = stream

@@ -29,13 +29,13 @@ class Pacer:
         self.events = 0
         """How many events came up since the load was last measured; whoever publishes one adds it."""
         self._interval = 0.0
-        self._tick: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def pause(self) -> None:
         """Wait after something was sent, for as long as the load of the process asks for."""
         self._measure()
         if self._interval:
-            await asyncio.shield(self._next_tick())
+            await self._next_tick()
 
     def _measure(self) -> None:
         now = self._loop.time()
@@ -48,12 +48,14 @@ class Pacer:
         self._window_began, self.events = now, 0
 
     def _next_tick(self) -> asyncio.Future[None]:
-        if self._tick is None:
-            self._tick = self._loop.create_future()
-            self._loop.call_later(self._interval, self._ring)
-        return self._tick
+        if not self._waiting:
+            self._loop.call_later(self._interval, self._tick)
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(waiter)
+        return waiter
 
-    def _ring(self) -> None:
-        tick, self._tick = self._tick, None
-        if tick is not None:
-            tick.set_result(None)
+    def _tick(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():  # one that was cancelled is
+                waiter.set_result(None)

@@ -14,6 +14,7 @@ from typing import Self
 
 from chatkit_grpc.errors import ChatKitError, UnavailableError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
+from chatkit_grpc.v1.chat_service_pb2 import CreateThreadResponse
 from chatkit_grpc.v1.run_pb2 import EventBatch
 
 from server import sdk
@@ -29,9 +30,9 @@ class Run:
         self.id = new_id("run")
         self.error: ChatKitError | None = None
         self._pacer = pacer
-        self._batches: list[bytes] = []
+        self._responses: list[bytes] = []
         self._sequence = 0
-        self._open = self._new_batch()
+        self._open = self._new_response()
         self._wakeups: set[asyncio.Event] = set()
         self._is_finished = False
         self._is_cancelled = False
@@ -39,9 +40,9 @@ class Run:
         self.task.add_done_callback(self._finish)
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
-        """All batches from the first on, each as a serialised EventBatch, until the run ends.
+        """All batches from the first on, each in a serialised streaming response, until the run ends.
 
-        Raises what the run failed with, after the last batch. To stop watching is to stop the run.
+        Raises what the run failed with, after the last batch. When the last watcher leaves, the run is stopped.
         """
         wakeup = asyncio.Event()
         self._wakeups.add(wakeup)
@@ -49,10 +50,10 @@ class Run:
         try:
             while True:
                 wakeup.clear()
-                if seen == len(self._batches):
+                if seen == len(self._responses):
                     self._close_batch()
-                if seen < len(self._batches):
-                    yield self._batches[seen]
+                if seen < len(self._responses):
+                    yield self._responses[seen]
                     seen += 1
                     if not self._is_finished:
                         await self._pacer.pause()
@@ -79,19 +80,28 @@ class Run:
         # Nothing is awaited here but the core itself: a cancel that landed elsewhere would go past it.
         async with aclosing(events):
             async for event in events:
-                sdk.write_event(event, self._open.events.add())
+                self._add(event)
                 self._sequence += 1
                 self._pacer.events += 1
                 for wakeup in self._wakeups:
                     wakeup.set()
 
-    def _new_batch(self) -> EventBatch:
-        return EventBatch(run_id=self.id, first_sequence=self._sequence + 1)
+    def _add(self, event: sdk.SDKEvent) -> None:
+        events = self._open.batch.events
+        try:
+            sdk.write_event(event, events.add())
+        except Exception:
+            del events[-1]  # half an event is none
+            raise
+
+    def _new_response(self) -> CreateThreadResponse:
+        # The responses of all streaming calls are the same on the wire (a test says so): one stands for all.
+        return CreateThreadResponse(batch=EventBatch(run_id=self.id, first_sequence=self._sequence + 1))
 
     def _close_batch(self) -> None:
-        if self._open.events:
-            self._batches.append(self._open.SerializeToString())
-            self._open = self._new_batch()
+        if self._open.batch.events:
+            self._responses.append(self._open.SerializeToString())
+            self._open = self._new_response()
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():

@@ -36,13 +36,14 @@ from chatkit.types import Page as SDKPage
 from chatkit.types import ThreadStreamEvent as SDKEvent
 from chatkit.version import __version__ as SDK_VERSION  # noqa: N812 # it is a constant
 from chatkit_grpc import codec
-from chatkit_grpc.errors import FieldViolation, ValidationError
+from chatkit_grpc.errors import AgentError, FieldViolation, ValidationError
 from chatkit_grpc.text_delta import write_text_delta
 from chatkit_grpc.v1 import chat_service_pb2 as chat
 from chatkit_grpc.v1.event_pb2 import ThreadStreamEvent
 from google.protobuf.message import Message
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticError
+from pydantic_core import PydanticSerializationError
 
 from server.context import RequestContext
 
@@ -171,11 +172,15 @@ def write_event(event: SDKEvent, message: ThreadStreamEvent) -> None:
 
 
 def to_message(value: BaseModel, message_type: type[M]) -> M:
-    """An object of the SDK as a message, by way of the very JSON that the SDK would send."""
-    return codec.decode(
-        message_type,
-        value.model_dump(mode="json", by_alias=True, exclude_none=True, context={"exclude_metadata": True}),
-    )
+    """An object of the SDK as a message, by way of the very JSON that the SDK would send. Raises AgentError."""
+    try:
+        return codec.decode(
+            message_type,
+            value.model_dump(mode="json", by_alias=True, exclude_none=True, context={"exclude_metadata": True}),
+        )
+    except (ValidationError, PydanticSerializationError) as error:
+        # Such as half an emoji. The error would say where, and quote what was said.
+        raise AgentError(f"The assistant said something that can't be sent ({type(error).__name__}).") from None
 
 
 def thread_response(thread: ThreadMetadata, items: SDKPage[Any] | None = None) -> Thread:

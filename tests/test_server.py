@@ -66,8 +66,8 @@ def test_each_operation_of_chatkit_is_one_rpc() -> None:
     assert len(ALL_METHODS) == len(METHODS)
 
 
-def test_every_streaming_response_is_a_batch_on_the_wire() -> None:
-    stand_in = run_pb2.SerializedResponse.DESCRIPTOR.fields_by_name["batch"]
+def test_all_streaming_responses_are_the_same_on_the_wire() -> None:
+    stand_in = chat_service_pb2.CreateThreadResponse.DESCRIPTOR.fields_by_name["batch"]
     streams = [method for method in ALL_METHODS if method.server_streaming]
     assert len(streams) == 6
     for method in streams:

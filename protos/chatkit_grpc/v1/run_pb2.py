@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from chatkit_grpc.v1 import event_pb2 as chatkit__grpc_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hatkit_grpc/v1/run.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1b\x63hatkit_grpc/v1/event.proto\"h\n\nEventBatch\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\x32\n\x06\x65vents\x18\x03 \x03(\x0b\x32\".chatkit_grpc.v1.ThreadStreamEvent\"#\n\x12SerializedResponse\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hatkit_grpc/v1/run.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1b\x63hatkit_grpc/v1/event.proto\"h\n\nEventBatch\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\x32\n\x06\x65vents\x18\x03 \x03(\x0b\x32\".chatkit_grpc.v1.ThreadStreamEventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,4 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENTBATCH']._serialized_start=75
   _globals['_EVENTBATCH']._serialized_end=179
-  _globals['_SERIALIZEDRESPONSE']._serialized_start=181
-  _globals['_SERIALIZEDRESPONSE']._serialized_end=216
 # @@protoc_insertion_point(module_scope)

@@ -52,27 +52,3 @@ class EventBatch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventBatch: _TypeAlias = EventBatch  # noqa: Y015
-
-@_typing.final
-class SerializedResponse(_message.Message):
-    """The response of any streaming call, on the wire, for a sender that holds its batch serialised already: a field of bytes
-    and a field of a message look the same there. No RPC is declared with it.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    BATCH_FIELD_NUMBER: _builtins.int
-    batch: _builtins.bytes
-    """A serialised EventBatch, in the place of the `batch` of every streaming response."""
-    def __init__(
-        self,
-        *,
-        batch: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SerializedResponse: _TypeAlias = SerializedResponse  # noqa: Y015

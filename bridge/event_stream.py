@@ -1,0 +1,86 @@
+"""A stream as an HTTP response: frames as they come, heartbeats while none come, and an end whoever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from bridge import sse
+from bridge.streams import Stream
+
+
+class EventStream(Response):
+    """Sends a stream, and ends its call whichever way the response ends, begun or not.
+
+    Ours and not sse-starlette's: that one runs five tasks and a cancel scope for each chunk, a third of what the bridge
+    costs, and logs what people say at DEBUG.
+
+    heartbeat: seconds of silence after which a comment is sent. It keeps proxies from closing the connection, and a
+    client that vanished without a word is noticed by the failure to send it.
+    """
+
+    def __init__(self, stream: Stream, heartbeat: float) -> None:
+        # Not by super().__init__, which would declare a length.
+        self.status_code = 200
+        self.background = None
+        self.init_headers(sse.HEADERS)
+        self._stream = stream
+        self._heartbeat = heartbeat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        leaving = asyncio.create_task(self._end_when_the_client_leaves(receive))
+        heart = _Heart(self._heartbeat, send)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for frames in self._stream.frames():
+                heart.rest()
+                await send({"type": "http.response.body", "body": frames, "more_body": True})
+            heart.stop()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            heart.stop()
+            leaving.cancel()
+            self._stream.end()
+
+    async def _end_when_the_client_leaves(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._stream.end()
+
+
+class _Heart:
+    """Beats while nothing else is sent."""
+
+    def __init__(self, interval: float, send: Send) -> None:
+        self._interval = interval
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._silent_since = self._loop.time()
+        self._beat: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(interval, self._tick)
+
+    def rest(self) -> None:
+        """Something else is sent now."""
+        self._silent_since = self._loop.time()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._timer.cancel()
+        if self._beat is not None:
+            self._beat.cancel()
+
+    def _tick(self) -> None:
+        left = self._silent_since + self._interval - self._loop.time()
+        if left <= 0:
+            left = self._interval
+            self._silent_since = self._loop.time()
+            # One at a time: where the client doesn't read, the last one is still waiting.
+            if self._beat is None or self._beat.done():
+                self._beat = asyncio.create_task(self._send_beat())
+        self._timer = self._loop.call_later(left, self._tick)
+
+    async def _send_beat(self) -> None:
+        await self._send({"type": "http.response.body", "body": sse.HEARTBEAT, "more_body": True})
