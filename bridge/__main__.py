@@ -9,7 +9,8 @@ import socket
 import sys
 
 import uvicorn
-from chatkit_grpc.environment import Address, SettingsError
+from chatkit_grpc.environment import SettingsError
+from chatkit_grpc.process import bound_socket, refuse, settle, start_logging
 
 from bridge.app import create_app
 from bridge.settings import Settings
@@ -39,20 +40,21 @@ def main() -> int:
     """Exit with 2 where something must be set differently, with a sentence that says what."""
     try:
         settings = Settings.from_env()
-        listener = listen(settings.bridge_listen)
+        listener = bound_socket("BRIDGE_LISTEN", settings.bridge_listen)
     except SettingsError as error:
-        print(f"bridge: {error}", file=sys.stderr)  # noqa: T201 # for a person at a terminal
-        return 2
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        return refuse("bridge", error)
+    start_logging(settings.log_level)
     if settings.log_level == "INFO":
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # at INFO it says what we say below
     log.info("HTTP on %s, server at %s", settings.bridge_listen, settings.grpc_target)
     app = create_app(settings)
+    settle()
     config = uvicorn.Config(
         app,
         http="httptools",
         access_log=False,
         log_config=None,
+        backlog=2048,
         server_header=False,
         # Nothing here asks for the client's address, and who may say it for somebody else is not settled.
         proxy_headers=False,
@@ -61,19 +63,6 @@ def main() -> int:
     )
     Server(config, app.state.streams, settings.shutdown_grace_seconds).run(sockets=[listener])
     return 0
-
-
-def listen(address: Address) -> socket.socket:
-    """Take the port. Raises SettingsError where somebody else has it."""
-    listener = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(tuple(address))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise SettingsError(f"BRIDGE_LISTEN: can't listen on {address}: {error.strerror}; choose another") from None
-    return listener
 
 
 if __name__ == "__main__":

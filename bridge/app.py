@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from chatkit_grpc.services import OPENAI_KEY
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from bridge.backend import OPENAI_KEY, Backend
+from bridge.backend import Backend
 from bridge.endpoint import Endpoint, json_error
 from bridge.settings import Settings
 from bridge.streams import Streams

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from chatkit_grpc.errors import AuthenticationError, ChatKitError, LimitError, UnavailableError, from_rpc_error
-from chatkit_grpc.v1 import attachment_service_pb2, chat_service_pb2, thread_service_pb2
+from chatkit_grpc.services import SERVICES, Metadata
+from chatkit_grpc.v1 import thread_service_pb2
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -16,14 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from bridge.settings import Settings
 
-Metadata = Sequence[tuple[str, str | bytes]]
 StreamCall = grpc.aio.UnaryStreamCall[Message, Any]
-
-METADATA_KEY = "chatkit-request-metadata-bin"
-"""Carries the member `metadata` of a ChatKit request, as JSON."""
-OPENAI_KEY = "openai_key"
-"""What the server's health calls a configured OPENAI_API_KEY."""
-_MODULES = (chat_service_pb2, thread_service_pb2, attachment_service_pb2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +35,7 @@ METHODS: dict[str, Method] = {
         is_stream=method.server_streaming,
         response_type=GetMessageClass(method.output_type),
     )
-    for module in _MODULES
-    for service in module.DESCRIPTOR.services_by_name.values()
+    for service in SERVICES.values()
     for method in service.methods
 }
 

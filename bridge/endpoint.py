@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from chatkit_grpc import codec
 from chatkit_grpc.errors import ChatKitError, LimitError, ValidationError
+from chatkit_grpc.services import REQUEST_METADATA_KEY, USER_HEADER
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.message import DecodeError
@@ -19,12 +20,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from bridge import sse
-from bridge.backend import METADATA_KEY, Backend, method_of
+from bridge.backend import Backend, method_of
 from bridge.event_stream import EventStream
 from bridge.settings import Settings
 from bridge.streams import Streams
 
-_FORWARDED = ("authorization", "accept-language", "user-agent", "x-user-id", "x-request-id", "traceparent")
+_FORWARDED = ("authorization", "accept-language", "user-agent", USER_HEADER, "x-request-id", "traceparent")
 """Headers that the server is told, under their own names."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _METADATA_LIMIT = 8 * 1024
@@ -60,7 +61,7 @@ class Endpoint:
             raise
         method, parameters = method_of(chatkit_request)
         if chatkit_request.metadata:
-            metadata.append((METADATA_KEY, chatkit_request.metadata.encode()))
+            metadata.append((REQUEST_METADATA_KEY, chatkit_request.metadata.encode()))
         if not method.is_stream:
             answer = await self._backend.call(method.path, parameters, metadata)
             return Response(codec.encode(answer), media_type="application/json")

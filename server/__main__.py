@@ -9,6 +9,7 @@ import signal
 import sys
 
 from chatkit_grpc.environment import SettingsError
+from chatkit_grpc.process import refuse, settle, start_logging
 
 from server.settings import Settings
 
@@ -22,8 +23,8 @@ def main() -> int:
     try:
         settings = Settings.from_env()
     except SettingsError as error:
-        return _refuse(error)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        return refuse("server", error)
+    start_logging(settings.log_level)
     _quieten_libraries()
     return _run(settings)
 
@@ -38,7 +39,7 @@ def _run(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings))
     except (SettingsError, DatabaseError, SDKError) as error:
-        return _refuse(error)
+        return refuse("server", error)
     return 0
 
 
@@ -50,13 +51,9 @@ async def _serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_server(settings) as server:
         log.info("gRPC on %s:%s, database: %s", settings.grpc_listen.host, server.port, server.database.description)
+        settle()
         await stop.wait()
         log.info("stopping")
-
-
-def _refuse(error: Exception) -> int:
-    print(f"server: {error}", file=sys.stderr)  # noqa: T201 # for a person at a terminal
-    return 2
 
 
 def _quieten_libraries() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 import grpc
 from chatkit.server import ChatKitServer
 from chatkit_grpc.environment import Address, SettingsError
-from chatkit_grpc.v1 import attachment_service_pb2, chat_service_pb2, thread_service_pb2
+from chatkit_grpc.process import bound_socket
+from chatkit_grpc.services import SERVICES
 from grpc_reflection.v1alpha import reflection
 
 from server import sdk
@@ -33,12 +33,6 @@ Factory = Callable[[PostgresStore], ChatKitServer[RequestContext]]
 """Makes the ChatKitServer that answers. One that has a method `aclose()` is closed with it at the end."""
 
 log = logging.getLogger(__name__)
-
-_SERVICES = {
-    service.full_name: service
-    for module in (chat_service_pb2, thread_service_pb2, attachment_service_pb2)
-    for service in module.DESCRIPTOR.services_by_name.values()
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +59,15 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
     sdk.check_version()
     make_assistant = factory or load_factory(settings.chatkit_server)
     async with AsyncExitStack() as stack:
-        _require_free_port(settings.grpc_listen)
+        # Said in our words, and before the database is started; gRPC takes the port itself.
+        bound_socket("GRPC_LISTEN", settings.grpc_listen).close()
         database = await stack.enter_async_context(open_database(settings))
         store = PostgresStore(database)
         assistant = await stack.enter_async_context(_open_assistant(make_assistant, store))
         runs = await stack.enter_async_context(Runs())
         server = _make_server(settings)
         health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
-        health.add_to(server, _SERVICES)
+        health.add_to(server, SERVICES)
         _add_services(server, settings, assistant, store, runs)
         port = _bind(server, settings.grpc_listen)
         await server.start()
@@ -143,21 +138,10 @@ def _add_services(
         "chatkit_grpc.v1.AttachmentService": AttachmentService(assistant, store),
     }
     server.add_generic_rpc_handlers(
-        [adapter.handler(descriptor, implementations[name]) for name, descriptor in _SERVICES.items()]
+        [adapter.handler(descriptor, implementations[name]) for name, descriptor in SERVICES.items()]
     )
     if settings.is_development:
-        reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME], server)
-
-
-def _require_free_port(address: Address) -> None:
-    """Say in our words what gRPC says in its own, and before the database is started."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address.host, address.port))
-    except OSError as error:
-        raise SettingsError(f"GRPC_LISTEN: can't listen on {address}: {error.strerror}; choose another") from None
+        reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)
 
 
 def _bind(server: grpc.aio.Server, address: Address) -> int:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from chatkit_grpc.errors import AuthenticationError
+from chatkit_grpc.services import USER_HEADER, Metadata
 
 from server.context import Auth
 from server.settings import Settings
 
 DEVELOPMENT_USER = "dev-user"
-USER_HEADER = "x-user-id"
 _USER_ID = re.compile(r"[A-Za-z0-9_.:@|-]{1,128}")
-
-Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class Authenticator:

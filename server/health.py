@@ -11,12 +11,11 @@ from typing import Self
 
 import grpc
 from chatkit_grpc.errors import DatabaseError
+from chatkit_grpc.services import OPENAI_KEY
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.database import Database
 
-OPENAI_KEY = "openai_key"
-"""Stands in the place of a service's name: SERVING where OPENAI_API_KEY is set. The bridge's health page shows it."""
 _INTERVAL = 2.0
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chatkit_grpc.environment import Address, Environment, SettingsError
+from chatkit_grpc.process import refuse
 
 from server.model_choice import choose_model
 from server.settings import Settings
@@ -187,8 +187,7 @@ def main() -> int:
     try:
         return asyncio.run(run(Plan.from_env()))
     except SettingsError as error:
-        print(f"chatkit-grpc: {error}", file=sys.stderr)  # noqa: T201 # for a person at a terminal
-        return 2
+        return refuse("chatkit-grpc", error)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ from typing import Any, NoReturn
 import grpc
 from chatkit_grpc import codec
 from chatkit_grpc.errors import DETAILS_KEY, ChatKitError, ValidationError
+from chatkit_grpc.services import REQUEST_METADATA_KEY, Metadata
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from server.auth import Authenticator, Metadata
+from server.auth import Authenticator
 from server.context import RequestContext, RequestInfo
 from server.failures import translate
 
-METADATA_KEY = "chatkit-request-metadata-bin"
-"""Carries the member `metadata` of a ChatKit request, as JSON."""
 _CREDENTIALS = frozenset({"authorization", "cookie"})
 
 UnaryMethod = Callable[[Any, RequestContext], Awaitable[Message]]
@@ -60,7 +59,7 @@ class ServiceAdapter:
                 request, context = self._accept(rpc, request_type, body, call)
                 return (await behaviour(request, context)).SerializeToString()
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
-                await _abort(call, error)
+                await _abort(rpc, call, error)
 
         return serve
 
@@ -75,7 +74,7 @@ class ServiceAdapter:
                     async for response in responses:
                         yield response
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
-                await _abort(call, error)
+                await _abort(rpc, call, error)
 
         return serve
 
@@ -93,7 +92,7 @@ class ServiceAdapter:
 
 def _request_info(rpc: str, metadata: Metadata) -> RequestInfo:
     headers = {key: value for key, value in metadata if isinstance(value, str) and key not in _CREDENTIALS}
-    raw = next((value for key, value in metadata if key == METADATA_KEY), b"{}")
+    raw = next((value for key, value in metadata if key == REQUEST_METADATA_KEY), b"{}")
     try:
         members = json.loads(raw)
     except ValueError:
@@ -103,11 +102,9 @@ def _request_info(rpc: str, metadata: Metadata) -> RequestInfo:
     return RequestInfo(rpc=rpc, headers=headers, metadata=members)
 
 
-async def _abort(call: Call, error: Exception) -> NoReturn:
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
+async def _abort(rpc: str, call: Call, error: Exception) -> NoReturn:
     failure: ChatKitError = translate(error)
-    log.info("call failed: %s", failure.code)
+    log.info("%s failed: %s", rpc, failure.code)
     details = failure.to_status().SerializeToString()
     await call.abort(failure.grpc_status, failure.message, trailing_metadata=((DETAILS_KEY, details),))
 

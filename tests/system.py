@@ -11,9 +11,9 @@ import grpc
 import httpx
 import uvicorn
 from chatkit_grpc.environment import Address
+from chatkit_grpc.process import bound_socket
 from starlette.applications import Starlette
 
-from bridge.__main__ import listen
 from bridge.app import create_app
 from bridge.settings import Settings as BridgeSettings
 from server.app import Factory, RunningServer, open_server
@@ -64,7 +64,7 @@ async def open_bridge(target: str, settings: BridgeSettings | None = None) -> As
     """Run a bridge before a server that may or may not be there."""
     settings = replace(settings or BridgeSettings(shutdown_grace_seconds=0), grpc_target=target)
     app = create_app(settings)
-    listener = listen(ANY_PORT)
+    listener = bound_socket("BRIDGE_LISTEN", ANY_PORT)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:

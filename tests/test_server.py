@@ -13,8 +13,8 @@ import pytest
 from chatkit.server import ChatKitServer
 from chatkit_grpc.environment import SettingsError
 from chatkit_grpc.errors import ChatKitError, from_rpc_error
+from chatkit_grpc.services import REQUEST_METADATA_KEY, SERVICES
 from chatkit_grpc.v1 import (
-    attachment_service_pb2,
     chat_service_pb2,
     chat_service_pb2_grpc,
     chatkit_request_pb2,
@@ -27,20 +27,15 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from bridge.backend import METHODS, OPENAI_KEY
-from server import health, rpc, sdk
+from bridge.backend import METHODS
+from server import sdk
 from server.app import open_server
 from server.settings import Settings
 from tests.database import execute, with_database
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT, System, open_system
 
-ALL_METHODS: list[MethodDescriptor] = [
-    method
-    for module in (chat_service_pb2, thread_service_pb2, attachment_service_pb2)
-    for service in module.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-]
+ALL_METHODS: list[MethodDescriptor] = [method for service in SERVICES.values() for method in service.methods]
 
 
 @pytest.fixture
@@ -75,12 +70,6 @@ def test_all_streaming_responses_are_the_same_on_the_wire() -> None:
         assert (field.name, field.number) == (stand_in.name, stand_in.number)
         assert field.message_type is not None
         assert field.message_type.full_name == run_pb2.EventBatch.DESCRIPTOR.full_name
-
-
-def test_the_halves_agree_on_names_that_no_schema_has() -> None:
-    from bridge import backend
-
-    assert (backend.METADATA_KEY, OPENAI_KEY) == (rpc.METADATA_KEY, health.OPENAI_KEY)
 
 
 @pytest.mark.parametrize("method", ALL_METHODS, ids=lambda method: method.name)
@@ -119,7 +108,7 @@ async def test_metadata_that_is_no_object_is_refused(system: System) -> None:
     call: Any = system.channel.unary_unary("/chatkit_grpc.v1.ThreadService/ListThreads")
     for value in (b"[]", b"{", b"\xff"):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call(b"", metadata=((rpc.METADATA_KEY, value),))
+            await call(b"", metadata=((REQUEST_METADATA_KEY, value),))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 

@@ -1,0 +1,26 @@
+"""The services, and the names on the wire that both halves use and no schema has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from chatkit_grpc.v1 import attachment_service_pb2, chat_service_pb2, thread_service_pb2
+
+SERVICES: Mapping[str, ServiceDescriptor] = {
+    service.full_name: service
+    for module in (chat_service_pb2, thread_service_pb2, attachment_service_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+}
+"""All services of this package by their full names."""
+
+Metadata = Sequence[tuple[str, str | bytes]]
+"""What is sent along with a call."""
+
+USER_HEADER = "x-user-id"
+"""Who a call is for, where the caller may say so."""
+REQUEST_METADATA_KEY = "chatkit-request-metadata-bin"
+"""Carries the member `metadata` of a ChatKit request, as JSON."""
+OPENAI_KEY = "openai_key"
+"""Stands in grpc.health.v1 for a service: SERVING where the server has an OPENAI_API_KEY."""
