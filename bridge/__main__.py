@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from chatkit_grpc.environment import SettingsError
-from chatkit_grpc.process import bound_socket, refuse, settle, start_logging
+from chatkit_grpc.process import bound_socket, refuse, settle, start_logging, stop_with_parent
 
 from bridge.app import create_app
 from bridge.settings import Settings
@@ -26,6 +29,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._streams = streams
         self._grace = grace
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on a signal, and no more: uvicorn would raise it again in the end, and the process die of it."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new connections, and wait for the open ones while their streams end."""
@@ -49,6 +59,7 @@ def main() -> int:
     log.info("HTTP on %s, server at %s", settings.bridge_listen, settings.grpc_target)
     app = create_app(settings)
     settle()
+    stop_with_parent()
     config = uvicorn.Config(
         app,
         http="httptools",

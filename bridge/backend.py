@@ -55,6 +55,11 @@ class Backend:
                 ("grpc.keepalive_timeout_ms", 5_000),
                 ("grpc.http2.ping_timeout_ms", 5_000),
                 ("grpc.http2.max_pings_without_data", 0),
+                # A token may be large, and gRPC's own limit of 8 KiB drops calls at random up to 16.
+                ("grpc.max_metadata_size", 64 * 1024),
+                ("grpc.absolute_max_metadata_size", 64 * 1024),
+                # What http_proxy names is not on the way to our own server.
+                ("grpc.enable_http_proxy", 0),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2_000),
             ],

@@ -6,8 +6,11 @@ and would repeat the request for each 5xx; only 401 and 429 mean something to it
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import re
+import traceback
 from collections.abc import Mapping
 
 from chatkit_grpc import codec
@@ -28,6 +31,7 @@ from bridge.streams import Streams
 _FORWARDED = ("authorization", "accept-language", "user-agent", USER_HEADER, "x-request-id", "traceparent")
 """Headers that the server is told, under their own names."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+log = logging.getLogger(__name__)
 _METADATA_LIMIT = 8 * 1024
 _STATUSES_A_PAGE_UNDERSTANDS = frozenset({401, 429})
 
@@ -47,7 +51,8 @@ class Endpoint:
             return await self._answer(request)
         except ClientDisconnect:
             return Response(status_code=499)
-        except ChatKitError as error:
+        except Exception as failure:  # noqa: BLE001 # the edge: a page repeats what is answered with a bare 500
+            error = failure if isinstance(failure, ChatKitError) else _defect(failure)
             if wants_stream and error.http_status not in _STATUSES_A_PAGE_UNDERSTANDS:
                 return Response(sse.error_frame(error), headers=sse.HEADERS)
             return error_response(error)
@@ -70,7 +75,7 @@ class Endpoint:
 
     async def _read(self, request: Request) -> ChatKitRequest:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        body = await _read_body(request, self._settings.max_request_bytes)
+        body = await self._read_body(request)
         if content_type == "application/x-protobuf":
             chatkit_request = _parse_protobuf(body)
         elif content_type == "application/json":
@@ -83,6 +88,15 @@ class Endpoint:
         if len(chatkit_request.metadata.encode()) > _METADATA_LIMIT:
             raise ValidationError.at("$.metadata", f"expected at most {_METADATA_LIMIT} bytes of JSON")
         return chatkit_request
+
+    async def _read_body(self, request: Request) -> bytes:
+        """Read no more than is allowed, and wait no longer. Raises ChatKitError and ClientDisconnect."""
+        seconds = self._settings.call_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await _read_at_most(request, self._settings.max_request_bytes)
+        except TimeoutError:
+            raise ValidationError(f"The body of the request did not arrive within {seconds:g} s.") from None
 
 
 def error_response(error: ChatKitError) -> JSONResponse:
@@ -108,8 +122,7 @@ def _metadata_of(request: Request) -> list[tuple[str, str | bytes]]:
     return [(name, _UNPRINTABLE.sub("?", value)) for name in _FORWARDED for value in request.headers.getlist(name)]
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """Read no more than is allowed. Raises LimitError, and ClientDisconnect."""
+async def _read_at_most(request: Request, limit: int) -> bytes:
     too_large = LimitError(
         f"The request is larger than {limit} bytes.",
         reason=reasons.ERROR_REASON_REQUEST_TOO_LARGE,
@@ -124,6 +137,12 @@ async def _read_body(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise too_large
     return bytes(body)
+
+
+def _defect(error: Exception) -> ChatKitError:
+    """A bug of ours. Its words may quote a conversation, so only its place is logged."""
+    log.error("the bridge failed: %s\n%s", type(error).__qualname__, "".join(traceback.format_tb(error.__traceback__)))
+    return ChatKitError("The bridge failed.")
 
 
 def _parse_protobuf(body: bytes) -> ChatKitRequest:

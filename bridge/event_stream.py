@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bridge import sse
 from bridge.streams import Stream
+
+_BEATS_MISSED_AT_MOST = 6
+
+log = logging.getLogger(__name__)
 
 
 class EventStream(Response):
@@ -32,18 +37,25 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
         leaving = asyncio.create_task(self._end_when_the_client_leaves(receive))
-        heart = _Heart(self._heartbeat, send)
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with asyncio.timeout(None) as patience:
+                await self._send(send, patience)
+        except TimeoutError:
+            log.info("a client stopped reading, its stream is ended")
+        finally:
+            leaving.cancel()
+            self._stream.end()
+
+    async def _send(self, send: Send, patience: asyncio.Timeout) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        heart = _Heart(self._heartbeat, send, patience)
+        try:
             async for frames in self._stream.frames():
                 heart.rest()
                 await send({"type": "http.response.body", "body": frames, "more_body": True})
-            heart.stop()
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             heart.stop()
-            leaving.cancel()
-            self._stream.end()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _end_when_the_client_leaves(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -52,11 +64,16 @@ class EventStream(Response):
 
 
 class _Heart:
-    """Beats while nothing else is sent."""
+    """Beats while nothing else is sent. Where a beat can't be sent for long, the client reads no more: it gives up.
 
-    def __init__(self, interval: float, send: Send) -> None:
+    patience: what is made to expire then.
+    """
+
+    def __init__(self, interval: float, send: Send, patience: asyncio.Timeout) -> None:
         self._interval = interval
         self._send = send
+        self._patience = patience
+        self._missed = 0
         self._loop = asyncio.get_running_loop()
         self._silent_since = self._loop.time()
         self._beat: asyncio.Task[None] | None = None
@@ -77,9 +94,14 @@ class _Heart:
         if left <= 0:
             left = self._interval
             self._silent_since = self._loop.time()
-            # One at a time: where the client doesn't read, the last one is still waiting.
             if self._beat is None or self._beat.done():
+                self._missed = 0
                 self._beat = asyncio.create_task(self._send_beat())
+            else:
+                self._missed += 1
+            if self._missed >= _BEATS_MISSED_AT_MOST:
+                self._patience.reschedule(self._loop.time())
+                return
         self._timer = self._loop.call_later(left, self._tick)
 
     async def _send_beat(self) -> None:

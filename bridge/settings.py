@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from chatkit_grpc.environment import Address, Environment
+from chatkit_grpc.environment import BRIDGE_LISTEN, GRPC_LISTEN, Address, Environment
+from environs import ValidationError
 from environs import validate as must_be
 
-DEFAULT_LISTEN = Address("127.0.0.1", 8000)
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -16,8 +17,8 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 class Settings:
     """All settings of the bridge. README.md lists them with what they are for; each is the variable of its name."""
 
-    bridge_listen: Address = DEFAULT_LISTEN
-    grpc_target: str = "127.0.0.1:50051"
+    bridge_listen: Address = BRIDGE_LISTEN
+    grpc_target: str = str(GRPC_LISTEN)
     max_request_bytes: int = 4 * 1024 * 1024
     heartbeat_seconds: float = 5.0
     call_timeout_seconds: float = 30.0
@@ -33,7 +34,7 @@ class Settings:
         default = cls()
         settings: dict[str, Any] = {
             "bridge_listen": env.address("BRIDGE_LISTEN", default.bridge_listen),
-            "grpc_target": env.str("GRPC_TARGET", default.grpc_target, validate=must_be.Length(min=1)),
+            "grpc_target": env.str("GRPC_TARGET", default.grpc_target, validate=_target),
             "max_request_bytes": env.int(
                 "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)
             ),
@@ -53,3 +54,11 @@ class Settings:
         }
         env.check()
         return cls(**settings)
+
+
+def _target(text: str) -> None:
+    """One of gRPC's own forms, or host:port. gRPC itself takes anything, and then never finds it."""
+    if re.match(r"(dns|ipv4|ipv6|unix|unix-abstract|xds|vsock):", text):
+        return
+    if not Address.parse(text).port:
+        raise ValidationError(f"expected a port other than 0, got {text!r}")

@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from chatkit_grpc.environment import SettingsError
-from chatkit_grpc.process import refuse, settle, start_logging
+from chatkit_grpc.process import refuse, settle, start_logging, stop_with_parent
 
 from server.settings import Settings
 
@@ -26,6 +27,7 @@ def main() -> int:
         return refuse("server", error)
     start_logging(settings.log_level)
     _quieten_libraries()
+    stop_with_parent()
     return _run(settings)
 
 
@@ -44,16 +46,34 @@ def _run(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings) -> None:
+    """Run until a signal says to stop, also while it starts."""
+    stop, is_open = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    serving = asyncio.create_task(_serve_until(stop, is_open, settings))
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not is_open.is_set():
+        serving.cancel()
+    with suppress(asyncio.CancelledError):
+        await serving
+
+
+async def _serve_until(stop: asyncio.Event, is_open: asyncio.Event, settings: Settings) -> None:
     from server.app import open_server
 
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_server(settings) as server:
+        is_open.set()
         log.info("gRPC on %s:%s, database: %s", settings.grpc_listen.host, server.port, server.database.description)
         settle()
         await stop.wait()
         log.info("stopping")
+    if server.runs.left_behind:
+        # Python would wait for them for ever; the database is closed, so that they can lose nothing more.
+        log.error("%s runs did not stop and are left behind", server.runs.left_behind)
+        logging.shutdown()
+        os._exit(1)
 
 
 def _quieten_libraries() -> None:

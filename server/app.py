@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from chatkit.server import ChatKitServer
@@ -22,6 +23,7 @@ from server.auth import Authenticator
 from server.chat_service import ChatService
 from server.context import RequestContext
 from server.database import Database, open_database
+from server.failures import keep_words_out_of_the_log
 from server.health import HealthReporter
 from server.rpc import ServiceAdapter
 from server.runs import Runs
@@ -32,6 +34,9 @@ from server.thread_service import ThreadService
 Factory = Callable[[PostgresStore], ChatKitServer[RequestContext]]
 """Makes the ChatKitServer that answers. One that has a method `aclose()` is closed with it at the end."""
 
+_CLEANUP_SECONDS = 10.0
+"""How long a run that was stopped may take to store what it said."""
+
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +46,8 @@ class RunningServer:
 
     port: where it listens, also where the system chose it.
     store: the store that its ChatKitServer works on.
+    database: what the store works on.
+    runs: the answers that are being made.
     """
 
     port: int
@@ -57,6 +64,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
     Raises SettingsError for what the settings ask for and can't be had, DatabaseError without a database, and SDKError.
     """
     sdk.check_version()
+    keep_words_out_of_the_log()
     make_assistant = factory or load_factory(settings.chatkit_server)
     async with AsyncExitStack() as stack:
         # Said in our words, and before the database is started; gRPC takes the port itself.
@@ -64,7 +72,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         database = await stack.enter_async_context(open_database(settings))
         store = PostgresStore(database)
         assistant = await stack.enter_async_context(_open_assistant(make_assistant, store))
-        runs = await stack.enter_async_context(Runs())
+        runs = await stack.enter_async_context(Runs(settings.shutdown_grace_seconds + _CLEANUP_SECONDS))
         server = _make_server(settings)
         health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
         health.add_to(server, SERVICES)
@@ -80,11 +88,12 @@ def load_factory(path: str) -> Factory:
     """Find the factory that "package.module:factory" names. Raises SettingsError."""
     module_name, _, name = path.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise SettingsError(f"CHATKIT_SERVER: there is no module {error.name!r}, asked for by {path!r}") from error
-    except AttributeError as error:
-        raise SettingsError(f"CHATKIT_SERVER: {module_name} has no {name!r}") from error
+    if not hasattr(module, name):
+        raise SettingsError(f"CHATKIT_SERVER: {module_name} has no {name!r}")
+    factory: Any = getattr(module, name)
     if not callable(factory):
         raise SettingsError(f"CHATKIT_SERVER: {path} is no function; expected one that takes the store")
     made: Factory = factory
@@ -114,6 +123,9 @@ def _make_server(settings: Settings) -> grpc.aio.Server:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", settings.max_request_bytes),
             ("grpc.max_send_message_length", -1),
+            # A token may be large, and gRPC's own limit of 8 KiB drops calls at random up to 16.
+            ("grpc.max_metadata_size", 64 * 1024),
+            ("grpc.absolute_max_metadata_size", 64 * 1024),
             # A peer that vanished is noticed in about 25 s; a client may ping as often as every 10 s.
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 5_000),

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from chatkit_grpc.errors import DatabaseError
@@ -15,6 +14,7 @@ from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from server.embedded_postgres import embedded_postgres
 from server.migrations import migrate
 from server.settings import Settings
+from server.text_repair import whole
 
 if TYPE_CHECKING:
     # The classes are generic in their stubs only.
@@ -110,7 +110,7 @@ class PooledConnection(Connection):
         """What resets the session between two uses: nothing, since nothing here changes one."""
         return ""
 
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  # asyncpg's
         """Say goodbye to the server, if it is there. The pool does this in a task that nobody awaits."""
         try:
             await super().close(timeout=timeout)
@@ -124,9 +124,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     async with AsyncExitStack() as stack:
         if settings.database_url is None:
             url = await stack.enter_async_context(embedded_postgres(settings.data_dir))
-            description = f"embedded PostgreSQL in {settings.data_dir / 'postgres'}"
         else:
-            url, description = settings.database_url, describe(settings.database_url)
+            url = settings.database_url
+        description = settings.database_description
         await _migrate(url, description, settings)
         pool = await _reached(_open_pool(url, settings), description)
         try:
@@ -155,19 +155,6 @@ def database_error(error: Exception) -> DatabaseError:
     return DatabaseError(f"The database failed ({name}, {sqlstate}).", metadata={"sqlstate": sqlstate})
 
 
-def describe(url: str) -> str:
-    """Where a database is, without its password. Sample: "PostgreSQL at db.internal:5432/chat"."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "PostgreSQL"
-    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
-        # A password with a character that should have been escaped: what looks like the host may be half of it.
-        return "PostgreSQL"
-    host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", ["localhost"]))
-    return f"PostgreSQL at {host}{parts.path}"
-
-
 def _is_unreachable(error: Exception) -> bool:
     if isinstance(error, asyncpg.InterfaceError):
         # Raised where the connection went away between two statements, and once the pool is closing.
@@ -176,9 +163,12 @@ def _is_unreachable(error: Exception) -> bool:
 
 
 def _storable(value: object) -> object:
-    """PostgreSQL's text can't hold NUL. It comes in ids and titles; in JSON it is escaped and no NUL."""
+    """A value without what PostgreSQL's text can't hold: half an emoji, and NUL.
+
+    They come in ids, titles and what is said; in JSON both are gone by now.
+    """
     if isinstance(value, str):
-        return value.replace("\0", "\ufffd")
+        return whole(value).replace("\0", "\ufffd")
     if isinstance(value, list):
         return [_storable(element) for element in value]
     return value

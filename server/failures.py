@@ -28,15 +28,24 @@ def translate(error: Exception) -> ChatKitError:
     if sdk.is_refusal(error):
         return ValidationError(str(error), reason=reasons.ERROR_REASON_FAILED_PRECONDITION)
     log.error("the assistant failed: %s", describe(error))
-    log.debug("the assistant failed", exc_info=error)
     return AgentError("The assistant failed.")
 
 
 def describe(error: BaseException) -> str:
     """What kind of error it is and where it came from, without its message, which may quote a conversation.
 
-    Sample: "KeyError at my_agent.py:42 in respond".
+    Sample: "KeyError" and, on the lines below, the traceback.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    return f"{type(error).__qualname__}{place}"
+    return "\n".join([type(error).__qualname__, *traceback.format_tb(error.__traceback__)]).rstrip()
+
+
+def keep_words_out_of_the_log() -> None:
+    """Let the SDK's log tell of errors as ours does: it would print their messages, which may quote a conversation."""
+    logging.getLogger("chatkit").addFilter(_without_words)
+
+
+def _without_words(record: logging.LogRecord) -> bool:
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.args = "the assistant failed: %s", (describe(record.exc_info[1]),)
+        record.exc_info = record.exc_text = None
+    return True

@@ -12,13 +12,12 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from chatkit_grpc.environment import Address, Environment, SettingsError
-from chatkit_grpc.process import refuse
+from chatkit_grpc.environment import BRIDGE_LISTEN, Address, Environment, SettingsError
+from chatkit_grpc.process import WITH_PARENT, bound_socket, refuse
 
 from server.model_choice import choose_model
 from server.settings import Settings
 
-_BRIDGE_LISTEN = Address("127.0.0.1", 8000)
 _START_LIMIT = 90.0
 """Seconds that a first start may take; it makes a database."""
 _STOP_LIMIT = 15.0
@@ -39,11 +38,13 @@ class Plan:
         os.environ.setdefault("ENVIRONMENT", "development")
         settings = Settings.from_env()
         env = Environment()
-        bridge = env.address("BRIDGE_LISTEN", _BRIDGE_LISTEN)
+        bridge = env.address("BRIDGE_LISTEN", BRIDGE_LISTEN)
         env.check()
         for name, address in (("GRPC_LISTEN", settings.grpc_listen), ("BRIDGE_LISTEN", bridge)):
             if not address.port:
                 raise SettingsError(f"{name}: expected a port other than 0, since the other half must find it")
+            # Somebody else who listens there would be taken for us.
+            bound_socket(name, address).close()
         target = os.environ.get("GRPC_TARGET") or str(_reachable(settings.grpc_listen))
         return cls(settings, bridge, {**os.environ, "GRPC_TARGET": target})
 
@@ -67,9 +68,15 @@ class Half:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start it apart from this terminal, so that Ctrl-C reaches it only by way of us and in the right order."""
+        """Start it apart from this terminal, so that Ctrl-C reaches it only by way of us and in the right order.
+
+        It ends when its standard input does, and so doesn't outlive us.
+        """
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", self.module, env=self._plan.environment, start_new_session=True
+            *(sys.executable, "-m", self.module, WITH_PARENT),
+            env=self._plan.environment,
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )
 
     @property
@@ -113,6 +120,7 @@ async def run(plan: Plan) -> int:
             await asyncio.wait({stopping, *ends}, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:
                 end.cancel()
+            await asyncio.wait(ends)
     finally:
         ended = [half.module for half in (server, bridge) if half.exit_code is not None]
         stopping.cancel()
@@ -120,11 +128,21 @@ async def run(plan: Plan) -> int:
             _say("\nStopping …")
         await bridge.stop()
         await server.stop()
+        if server.exit_code and plan.settings.database_url is None:
+            await _stop_embedded_postgres(plan)
     if stop.is_set():
         _say("Stopped.")
         return 0
     _say(f"The {' and the '.join(ended) or 'system'} ended; see above for the reason.")
     return 1
+
+
+async def _stop_embedded_postgres(plan: Plan) -> None:
+    """A server that was killed leaves its PostgreSQL behind; whoever uses it last stops it."""
+    from server.embedded_postgres import embedded_postgres
+
+    async with embedded_postgres(plan.settings.data_dir):
+        pass
 
 
 async def _until_healthy(plan: Plan, halves: tuple[Half, ...], stopping: asyncio.Task[bool]) -> bool:
@@ -134,7 +152,7 @@ async def _until_healthy(plan: Plan, halves: tuple[Half, ...], stopping: asyncio
         if stopping.done() or any(half.exit_code is not None for half in halves):
             return False
         if await asyncio.to_thread(_is_healthy, plan.url):
-            return True
+            return all(half.exit_code is None for half in halves)
         await asyncio.sleep(0.05)
     _say(f"Nothing healthy at {plan.url} after {_START_LIMIT:.0f} s.")
     return False
@@ -142,7 +160,9 @@ async def _until_healthy(plan: Plan, halves: tuple[Half, ...], stopping: asyncio
 
 def _is_healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/api/chatkit/health", timeout=2) as response:  # noqa: S310 # our own URL
+        # Not by way of http_proxy, which leads elsewhere.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{url}/api/chatkit/health", timeout=2) as response:
             return bool(json.load(response)["status"] == "ok")
     except (OSError, ValueError):
         return False
@@ -154,21 +174,13 @@ def _banner(plan: Plan, seconds: float) -> str:
         "page": plan.url,
         "API": f"{plan.url}/api/chatkit",
         "gRPC": plan.environment["GRPC_TARGET"],
-        "database": _database(settings),
+        "database": settings.database_description,
         "model": _model(settings),
     }
     width = max(map(len, lines)) + 2
     text = "\n".join(f"  {name:<{width}}{value}" for name, value in lines.items())
     note = "  Anybody who can reach it is dev-user (ENVIRONMENT=development).\n" if settings.is_development else ""
     return f"\nchatkit-grpc is up ({seconds:.1f} s)\n\n{text}\n\n{note}  Ctrl-C stops it.\n"
-
-
-def _database(settings: Settings) -> str:
-    if settings.database_url is None:
-        return f"embedded PostgreSQL in {settings.data_dir}"
-    from server.database import describe
-
-    return describe(settings.database_url)
 
 
 def _model(settings: Settings) -> str:

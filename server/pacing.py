@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-QUIET_RATE: Final = 2_000.0
+QUIET_RATE: Final = 1_000.0
 """Events per second, in the whole process, up to which nothing waits."""
-BUSY_RATE: Final = 8_000.0
+BUSY_RATE: Final = 4_000.0
 """Events per second from which streams wait the longest."""
-LONGEST_WAIT: Final = 0.045
+LONGEST_WAIT: Final = 0.05
 """Seconds from one tick to the next when it is busiest."""
 _WINDOW: Final = 0.1
 """Seconds over which the rate is measured."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -10,8 +9,9 @@ from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
-from chatkit_grpc import codec
+from chatkit_grpc import codec, free_json
 from chatkit_grpc.errors import DETAILS_KEY, ChatKitError, ValidationError
+from chatkit_grpc.free_json import Invalid
 from chatkit_grpc.services import REQUEST_METADATA_KEY, Metadata
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -94,19 +94,20 @@ def _request_info(rpc: str, metadata: Metadata) -> RequestInfo:
     headers = {key: value for key, value in metadata if isinstance(value, str) and key not in _CREDENTIALS}
     raw = next((value for key, value in metadata if key == REQUEST_METADATA_KEY), b"{}")
     try:
-        members = json.loads(raw)
-    except ValueError:
-        members = None
+        members = free_json.loads(raw)
+    except Invalid as error:
+        raise ValidationError.at("$.metadata", error.description) from None
     if not isinstance(members, dict):
-        raise ValidationError.at("$.metadata", "expected an object")
+        raise ValidationError.at("$.metadata", f"expected an object, got {free_json.kind_of(members)}")
     return RequestInfo(rpc=rpc, headers=headers, metadata=members)
 
 
 async def _abort(rpc: str, call: Call, error: Exception) -> NoReturn:
     failure: ChatKitError = translate(error)
     log.info("%s failed: %s", rpc, failure.code)
-    details = failure.to_status().SerializeToString()
-    await call.abort(failure.grpc_status, failure.message, trailing_metadata=((DETAILS_KEY, details),))
+    status = failure.to_status()
+    details = ((DETAILS_KEY, status.SerializeToString()),)
+    await call.abort(failure.grpc_status, status.message, trailing_metadata=details)
 
 
 def _snake_case(name: str) -> str:

@@ -7,20 +7,33 @@ awaits, and its cleanup can await the database only where nobody cancels it agai
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
+from chatkit.types import ThreadStreamEvent as SDKEvent
 from chatkit_grpc.errors import ChatKitError, UnavailableError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chat_service_pb2 import CreateThreadResponse
+from chatkit_grpc.v1.event_pb2 import ErrorEvent, ThreadStreamEvent
 from chatkit_grpc.v1.run_pb2 import EventBatch
 
 from server import sdk
-from server.failures import translate
+from server.failures import describe, translate
 from server.ids import new_id
 from server.pacing import Pacer
+
+_LARGEST_BATCH = 512
+_LARGEST_BATCH_BYTES = 256 * 1024
+"""What a batch may hold, so that a slow reader is never sent more at once than a gRPC client takes."""
+_UNSENDABLE = ThreadStreamEvent(
+    error=ErrorEvent(code="custom", message="A part of the answer can't be shown.", allow_retry=False)
+)
+"""Stands for an event that no message can hold, such as JSON nested without end."""
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -33,6 +46,7 @@ class Run:
         self._responses: list[bytes] = []
         self._sequence = 0
         self._open = self._new_response()
+        self._size = 0
         self._wakeups: set[asyncio.Event] = set()
         self._is_finished = False
         self._is_cancelled = False
@@ -81,18 +95,20 @@ class Run:
         async with aclosing(events):
             async for event in events:
                 self._add(event)
-                self._sequence += 1
                 self._pacer.events += 1
                 for wakeup in self._wakeups:
                     wakeup.set()
 
-    def _add(self, event: sdk.SDKEvent) -> None:
+    def _add(self, event: SDKEvent) -> None:
         events = self._open.batch.events
         try:
-            sdk.write_event(event, events.add())
-        except Exception:
-            del events[-1]  # half an event is none
-            raise
+            self._size += sdk.write_event(event, events.add())
+        except Exception as error:  # noqa: BLE001 # whatever it is, the answer goes on without it
+            log.warning("an event of %s can't be sent: %s", self.id, describe(error))
+            events[-1].CopyFrom(_UNSENDABLE)
+        self._sequence += 1
+        if len(events) >= _LARGEST_BATCH or self._size >= _LARGEST_BATCH_BYTES:
+            self._close_batch()
 
     def _new_response(self) -> CreateThreadResponse:
         # The responses of all streaming calls are the same on the wire (a test says so): one stands for all.
@@ -102,6 +118,7 @@ class Run:
         if self._open.batch.events:
             self._responses.append(self._open.SerializeToString())
             self._open = self._new_response()
+            self._size = 0
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -114,9 +131,14 @@ class Run:
 
 
 class Runs:
-    """All runs of this process. Leave the context to stop them and to wait until what they said is stored."""
+    """All runs of this process. Leave the context to stop them and to wait until what they said is stored.
 
-    def __init__(self) -> None:
+    patience: seconds after which a run that doesn't stop is left behind.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.left_behind = 0
+        self._patience = patience
         self._pacer = Pacer()
         self._runs: set[Run] = set()
 
@@ -129,7 +151,8 @@ class Runs:
         for run in tuple(self._runs):
             run.cancel()
         if self._runs:
-            await asyncio.wait([run.task for run in self._runs])
+            _, late = await asyncio.wait([run.task for run in self._runs], timeout=self._patience)
+            self.left_behind = len(late)
 
     def start(self, events: sdk.EventStream) -> Run:
         """Begin a run of the core's events."""

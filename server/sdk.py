@@ -7,11 +7,10 @@ import inspect
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from datetime import datetime
 from typing import Any, TypeVar
 
 import chatkit.server
-from chatkit.server import DEFAULT_PAGE_SIZE, ChatKitServer
+from chatkit.server import ChatKitServer
 from chatkit.types import (
     AssistantMessageContentPartTextDelta,
     StreamingReq,
@@ -43,9 +42,9 @@ from chatkit_grpc.v1.event_pb2 import ThreadStreamEvent
 from google.protobuf.message import Message
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticError
-from pydantic_core import PydanticSerializationError
 
 from server.context import RequestContext
+from server.text_repair import whole
 
 KNOWN_VERSIONS = frozenset({"1.6.5"})
 """The SDK versions that the tests have been run with."""
@@ -157,30 +156,35 @@ def parse(model: type[B], message: Message) -> B:
         raise ValidationError("; ".join(map(str, violations)), violations=violations) from None
 
 
-def write_event(event: SDKEvent, message: ThreadStreamEvent) -> None:
-    """Make an empty message the event. The hot path: a text delta is written field by field."""
-    if type(event) is ThreadItemUpdatedEvent and type(event.update) is AssistantMessageContentPartTextDelta:
-        part = event.update
-        try:
-            write_text_delta(message, event.item_id, part.content_index, part.delta)
-        except UnicodeEncodeError:
-            # A model that splits an emoji sends half of a surrogate pair. The answer goes on without it.
-            delta = part.delta.encode("utf-8", "replace").decode()
-            write_text_delta(message, event.item_id, part.content_index, delta)
-    else:
+def write_event(event: SDKEvent, message: ThreadStreamEvent) -> int:
+    """Make an empty message the event. Returns about how many bytes it takes. Raises AgentError.
+
+    The hot path: a text delta is written field by field.
+    """
+    if type(event) is not ThreadItemUpdatedEvent or type(event.update) is not AssistantMessageContentPartTextDelta:
         message.CopyFrom(to_message(event, ThreadStreamEvent))
+        return message.ByteSize()
+    part = event.update
+    try:
+        write_text_delta(message, event.item_id, part.content_index, part.delta)
+    except UnicodeEncodeError:
+        # A model that splits an emoji sends half of a surrogate pair. The answer goes on without it.
+        write_text_delta(message, event.item_id, part.content_index, whole(part.delta))
+    return len(part.delta)
 
 
 def to_message(value: BaseModel, message_type: type[M]) -> M:
     """An object of the SDK as a message, by way of the very JSON that the SDK would send. Raises AgentError."""
+    members = value.model_dump(mode="json", by_alias=True, exclude_none=True, context={"exclude_metadata": True})
     try:
-        return codec.decode(
-            message_type,
-            value.model_dump(mode="json", by_alias=True, exclude_none=True, context={"exclude_metadata": True}),
-        )
-    except (ValidationError, PydanticSerializationError) as error:
-        # Such as half an emoji. The error would say where, and quote what was said.
-        raise AgentError(f"The assistant said something that can't be sent ({type(error).__name__}).") from None
+        return codec.decode(message_type, members)
+    except ValidationError:
+        pass
+    try:
+        return codec.decode(message_type, whole(members))
+    except ValidationError:
+        # Its words would quote what was said.
+        raise AgentError("The assistant said something that can't be sent.") from None
 
 
 def thread_response(thread: ThreadMetadata, items: SDKPage[Any] | None = None) -> Thread:
@@ -206,11 +210,3 @@ def is_refusal(error: BaseException) -> bool:
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
     return innermost.tb_frame.f_globals.get("__name__") == chatkit.server.__name__
-
-
-def local_now() -> datetime:
-    """The time as the SDK has it: naive and local."""
-    return datetime.now()  # noqa: DTZ005 # the SDK subtracts such times from each other
-
-
-__all__ = ["DEFAULT_PAGE_SIZE", "KNOWN_VERSIONS", "SDK_VERSION", "SDKError", "SDKEvent", "SDKPage"]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from chatkit_grpc.environment import Address, Environment
 from environs import ValidationError
@@ -76,6 +76,25 @@ class Settings:
     def is_development(self) -> bool:
         """Whether requests without credentials act as a development user."""
         return self.environment == "development"
+
+    @property
+    def database_description(self) -> str:
+        """Where the database is, for people to read. Sample: "PostgreSQL at db.internal/chat"."""
+        if self.database_url is None:
+            return f"embedded PostgreSQL in {self.data_dir / 'postgres'}"
+        return _without_password(self.database_url)
+
+
+def _without_password(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "PostgreSQL"
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        # A password with a character that should have been escaped: what looks like the host may be half of it.
+        return "PostgreSQL"
+    host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", ["localhost"]))
+    return f"PostgreSQL at {host}{parts.path}"
 
 
 def _postgres_url(url: str) -> None:

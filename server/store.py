@@ -1,33 +1,39 @@
 """Threads, items, attachments and feedback in PostgreSQL, as the SDK wants them stored.
 
-Each method is one statement, and each statement names its user: what belongs to another doesn't exist.
+Each method is one statement, and a second one says why a page is empty. Each statement names its user: what belongs to
+another doesn't exist.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
-from chatkit.store import NotFoundError as SdkNotFoundError
+from chatkit.store import NotFoundError as SDKNotFoundError
 from chatkit.store import Store, StoreItemType
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata, WidgetItem
 from chatkit.widgets import DynamicWidgetRoot
 from chatkit_grpc.errors import DatabaseError, NotFoundError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic import ValidationError as PydanticValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from server.context import RequestContext
 from server.database import Database
 from server.ids import new_id
 from server.item_text import sender_of, text_of
+from server.text_repair import whole
 from server.times import to_local, to_utc
 
 T = TypeVar("T")
+
+Columns: TypeAlias = Mapping[str, Any]
+"""What a thread says, by the names of the columns."""
 
 MAX_PAGE_SIZE = 10_000
 
@@ -43,6 +49,26 @@ on conflict (user_id, session_id) do update set
     allowed_image_domains = excluded.allowed_image_domains,
     metadata = excluded.metadata,
     updated_at = now()
+"""
+
+# Only what the caller changed, since others write to the thread meanwhile. A title that isn't the one the caller knew
+# was given by the user during the run, and stays. A thread that was deleted meanwhile isn't made again.
+UPDATE_THREAD = """
+update chat_sessions set
+    title = case when 'title' = any ($3::text[]) and title is not distinct from $4 then $5 else title end,
+    status = case when $3 && '{status, status_reason}' then $6 else status end,
+    status_reason = case when $3 && '{status, status_reason}' then $7 else status_reason end,
+    allowed_image_domains = case when 'allowed_image_domains' = any ($3) then $8 else allowed_image_domains end,
+    metadata = case when 'metadata' = any ($3) then $9 else metadata end,
+    updated_at = now()
+where user_id = $1 and session_id = $2
+returning session_id
+"""
+
+RENAME_THREAD = """
+update chat_sessions set title = $3, updated_at = now()
+where user_id = $1 and session_id = $2
+returning session_id, title, status, status_reason, allowed_image_domains, metadata, created_at
 """
 
 LOAD_THREAD = """
@@ -225,29 +251,39 @@ _VISIBLE_ITEMS_PAGE = {"asc": LOAD_VISIBLE_ITEMS_ASC, "desc": LOAD_VISIBLE_ITEMS
 
 _ITEM: TypeAdapter[ThreadItem] = TypeAdapter(ThreadItem)
 _ATTACHMENT: TypeAdapter[Attachment] = TypeAdapter(Attachment)
+
+_SEEN_THREADS = "_chatkit_grpc.threads"
+"""Where a context keeps what its request has seen of threads."""
+
+_ROWS_AT_A_STRETCH = 200
+"""How many rows are parsed before others get their turn."""
+
+_QUOTED_LENGTH = 200
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
-class RecordNotFoundError(NotFoundError, SdkNotFoundError):
+class RecordNotFoundError(NotFoundError, SDKNotFoundError):
     """What was asked for isn't there, for this project and for those who know the SDK's error."""
 
     @classmethod
     def thread(cls, thread_id: str) -> RecordNotFoundError:
         """There is no such thread, or not for this user."""
         return cls(
-            "There is no such thread.", reason=reasons.ERROR_REASON_THREAD_NOT_FOUND, metadata={"thread_id": thread_id}
+            "There is no such thread.",
+            reason=reasons.ERROR_REASON_THREAD_NOT_FOUND,
+            metadata={"thread_id": _quoted(thread_id)},
         )
 
     @classmethod
     def item(cls, thread_id: str, item_id: str) -> RecordNotFoundError:
         """There is no such item on the thread, or no such thread."""
-        metadata = {"thread_id": thread_id, "item_id": item_id}
+        metadata = {"thread_id": _quoted(thread_id), "item_id": _quoted(item_id)}
         return cls("There is no such item.", reason=reasons.ERROR_REASON_ITEM_NOT_FOUND, metadata=metadata)
 
     @classmethod
     def attachment(cls, attachment_id: str) -> RecordNotFoundError:
         """There is no such attachment, or not for this user."""
-        metadata = {"attachment_id": attachment_id}
+        metadata = {"attachment_id": _quoted(attachment_id)}
         return cls("There is no such attachment.", reason=reasons.ERROR_REASON_ATTACHMENT_NOT_FOUND, metadata=metadata)
 
 
@@ -273,23 +309,25 @@ class PostgresStore(Store[RequestContext]):
     async def load_thread(self, thread_id: str, context: RequestContext) -> ThreadMetadata:
         """A thread without its items."""
         row = await self._database.fetchrow(LOAD_THREAD, context["user_id"], thread_id)
-        if row is None:
-            raise RecordNotFoundError.thread(thread_id)
-        return _thread_of(row)
+        return _loaded_thread(row, thread_id, context)
 
     async def save_thread(self, thread: ThreadMetadata, context: RequestContext) -> None:
-        """Write a new thread, or the title, status, image domains and metadata of one that exists."""
-        await self._database.fetch(
-            SAVE_THREAD,
-            context["user_id"],
-            thread.id,
-            thread.title,
-            thread.status.type,
-            getattr(thread.status, "reason", None),
-            thread.allowed_image_domains,
-            _jsonb(thread.metadata),
-            to_utc(thread.created_at),
-        )
+        """Write a new thread, or what has changed in one that this request loaded or saved before.
+
+        Then it raises RecordNotFoundError if the thread is no longer there.
+        """
+        columns, seen = _columns_of(thread), _seen(thread.id, context)
+        if seen:
+            await self._update_thread(thread.id, columns, seen, context)
+        else:
+            created_at = to_utc(thread.created_at)
+            await self._database.fetch(SAVE_THREAD, context["user_id"], thread.id, *columns.values(), created_at)
+        seen[:] = [columns]
+
+    async def rename_thread(self, thread_id: str, title: str, context: RequestContext) -> ThreadMetadata:
+        """Give a thread another title, whatever else is written to it at the same time."""
+        row = await self._database.fetchrow(RENAME_THREAD, context["user_id"], thread_id, title)
+        return _loaded_thread(row, thread_id, context)
 
     async def load_threads(
         self, limit: int, after: str | None, order: str, context: RequestContext
@@ -299,7 +337,9 @@ class PostgresStore(Store[RequestContext]):
         rows = await self._database.fetch(_in_order(_THREADS_PAGE, order), user_id, after, size + 1)
         if not rows and after is not None and not await self._database.fetchrow(LOAD_THREAD, user_id, after):
             raise _unknown_cursor(after)
-        threads = [_thread_of(row) for row in rows[:size]]
+        threads = await _each(rows[:size], _thread_of)
+        for thread in threads:
+            _remember(thread, context)
         has_more = len(rows) > size
         return Page(data=threads, has_more=has_more, after=threads[-1].id if has_more else None)
 
@@ -360,7 +400,7 @@ class PostgresStore(Store[RequestContext]):
             attachment.thread_id,
             attachment.name,
             attachment.mime_type,
-            attachment.model_dump_json(by_alias=True, warnings=False),
+            _json_of(attachment),
         )
 
     async def load_attachment(self, attachment_id: str, context: RequestContext) -> Attachment:
@@ -388,6 +428,16 @@ class PostgresStore(Store[RequestContext]):
         row = await self._database.fetchrow(MISSING_ITEM, context["user_id"], thread_id, item_ids)
         _check_nothing_missing(row, thread_id)
 
+    async def _update_thread(
+        self, thread_id: str, columns: Columns, seen: Sequence[Columns], context: RequestContext
+    ) -> None:
+        # Other than all that the request has seen: what it saves may be older than what it loaded last.
+        changed = [name for name, value in columns.items() if all(value != version[name] for version in seen)]
+        known_title = seen[-1]["title"]
+        values = (context["user_id"], thread_id, changed, known_title, *columns.values())
+        if not await self._database.fetch(UPDATE_THREAD, *values):
+            raise RecordNotFoundError.thread(thread_id)
+
     async def _load_items(
         self, statement: str, thread_id: str, after: str | None, limit: int, context: RequestContext
     ) -> Page[ThreadItem]:
@@ -395,7 +445,7 @@ class PostgresStore(Store[RequestContext]):
         rows = await self._database.fetch(statement, context["user_id"], thread_id, after, size + 1)
         if not rows:
             await self._check_items_page(thread_id, after, context)
-        items = [_item_of(row) for row in rows[:size]]
+        items = await _each(rows[:size], _item_of)
         has_more = len(rows) > size
         return Page(data=items, has_more=has_more, after=items[-1].id if has_more else None)
 
@@ -406,6 +456,11 @@ class PostgresStore(Store[RequestContext]):
             raise RecordNotFoundError.thread(thread_id)
         if after is not None and not row["item"]:
             raise _unknown_cursor(after)
+
+
+def _quoted(text: str) -> str:
+    """A caller's text as an error may repeat it."""
+    return str(whole(text[:_QUOTED_LENGTH]))
 
 
 def _check_nothing_missing(row: asyncpg.Record | None, thread_id: str) -> None:
@@ -429,8 +484,49 @@ def _unknown_cursor(after: str) -> ValidationError:
     return ValidationError(
         "The page can't go on from there: the list has no such element.",
         reason=reasons.ERROR_REASON_UNKNOWN_CURSOR,
-        metadata={"after": after},
+        metadata={"after": _quoted(after)},
     )
+
+
+async def _each(rows: Sequence[asyncpg.Record], parse: Callable[[asyncpg.Record], T]) -> list[T]:
+    """The rows, parsed without keeping others waiting."""
+    parsed: list[T] = []
+    for at in range(0, len(rows), _ROWS_AT_A_STRETCH):
+        if at:
+            await asyncio.sleep(0)
+        parsed += map(parse, rows[at : at + _ROWS_AT_A_STRETCH])
+    return parsed
+
+
+def _seen(thread_id: str, context: RequestContext) -> list[Columns]:
+    """The versions of a thread that this request has loaded since it last saved it, that one first."""
+    threads: dict[tuple[str, str], list[Columns]] = context.setdefault(_SEEN_THREADS, {})
+    return threads.setdefault((context["user_id"], thread_id), [])
+
+
+def _remember(thread: ThreadMetadata, context: RequestContext) -> None:
+    columns, seen = _columns_of(thread), _seen(thread.id, context)
+    if columns in seen:
+        seen.remove(columns)
+    seen.append(columns)
+
+
+def _loaded_thread(row: asyncpg.Record | None, thread_id: str, context: RequestContext) -> ThreadMetadata:
+    if row is None:
+        raise RecordNotFoundError.thread(thread_id)
+    thread = _thread_of(row)
+    _remember(thread, context)
+    return thread
+
+
+def _columns_of(thread: ThreadMetadata) -> Columns:
+    return {
+        "title": thread.title,
+        "status": thread.status.type,
+        "status_reason": getattr(thread.status, "reason", None),
+        "allowed_image_domains": None if thread.allowed_image_domains is None else list(thread.allowed_image_domains),
+        "metadata": _jsonb(thread.metadata),
+    }
 
 
 def _thread_of(row: asyncpg.Record) -> ThreadMetadata:
@@ -449,14 +545,29 @@ def _thread_of(row: asyncpg.Record) -> ThreadMetadata:
 
 def _jsonb(value: Mapping[str, Any]) -> str:
     """JSON that jsonb accepts: it has no NUL, and no numbers that aren't any."""
-    text = to_json(value, inf_nan_mode="null").decode()
+    try:
+        text = to_json(value, inf_nan_mode="null").decode()
+    except PydanticSerializationError:
+        text = _json_of_whole(value)
     return _ESCAPED_NUL.sub(r"\1\\ufffd", text)
 
 
 def _json_of_item(item: ThreadItem) -> str:
     in_utc = item.model_copy(update={"created_at": to_utc(item.created_at)})
+    return _json_of(in_utc)
+
+
+def _json_of(model: BaseModel) -> str:
     # Members that are None are written too, since some items need them. A warning would quote what is said.
-    return in_utc.model_dump_json(by_alias=True, warnings=False)
+    try:
+        return model.model_dump_json(by_alias=True, warnings=False)
+    except PydanticSerializationError:
+        return _json_of_whole(model.model_dump(by_alias=True, warnings=False))
+
+
+def _json_of_whole(value: Any) -> str:
+    """JSON of what can't be written as it is: a model may split an emoji, and each half is no character."""
+    return to_json(whole(value), inf_nan_mode="null").decode()
 
 
 def _item_of(row: asyncpg.Record) -> ThreadItem:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from chatkit.server import ChatKitServer
-from chatkit.types import FeedbackKind
+from chatkit.server import DEFAULT_PAGE_SIZE, ChatKitServer
+from chatkit.types import FeedbackKind, Page
 from chatkit_grpc.v1 import thread_service_pb2 as pb
 from chatkit_grpc.v1.thread_pb2 import ORDER_ASC, Thread
 
@@ -22,27 +22,25 @@ class ThreadService:
     async def get_thread(self, request: pb.GetThreadRequest, context: RequestContext) -> pb.GetThreadResponse:
         """A thread with the first page of its items."""
         thread = await self._store.load_thread(request.thread_id, context)
-        items = await self._store.load_visible_items(thread.id, None, sdk.DEFAULT_PAGE_SIZE, "asc", context)
+        items = await self._store.load_visible_items(thread.id, None, DEFAULT_PAGE_SIZE, "asc", context)
         return pb.GetThreadResponse(thread=sdk.to_message(sdk.thread_response(thread, items), Thread))
 
     async def list_threads(self, request: pb.ListThreadsRequest, context: RequestContext) -> pb.ListThreadsResponse:
         """A page of the user's threads."""
         page = await self._store.load_threads(
-            limit=request.limit or sdk.DEFAULT_PAGE_SIZE,
+            limit=request.limit or DEFAULT_PAGE_SIZE,
             after=request.after or None,
             order=_order(request.order),
             context=context,
         )
-        threads = sdk.SDKPage(
+        threads = Page(
             data=[sdk.thread_response(thread) for thread in page.data], has_more=page.has_more, after=page.after
         )
         return sdk.to_message(threads, pb.ListThreadsResponse)
 
     async def update_thread(self, request: pb.UpdateThreadRequest, context: RequestContext) -> pb.UpdateThreadResponse:
         """Rename a thread."""
-        thread = await self._store.load_thread(request.thread_id, context)
-        thread.title = request.title
-        await self._store.save_thread(thread, context)
+        thread = await self._store.rename_thread(request.thread_id, request.title, context)
         return pb.UpdateThreadResponse(thread=sdk.to_message(sdk.thread_response(thread), Thread))
 
     async def delete_thread(self, request: pb.DeleteThreadRequest, context: RequestContext) -> pb.DeleteThreadResponse:
@@ -55,7 +53,7 @@ class ThreadService:
         page = await self._store.load_visible_items(
             request.thread_id,
             after=request.after or None,
-            limit=request.limit or sdk.DEFAULT_PAGE_SIZE,
+            limit=request.limit or DEFAULT_PAGE_SIZE,
             order=_order(request.order),
             context=context,
         )

@@ -13,5 +13,5 @@ def to_utc(time: datetime) -> datetime:
 def to_local(time: datetime) -> datetime:
     """The same moment, naive and local, as the SDK wants it: it subtracts such times, and crashes on aware ones."""
     # Not astimezone(): that loses which of the two is meant when a clock goes back and an hour comes twice.
-    local = datetime.fromtimestamp(int(time.replace(microsecond=0).timestamp()))  # noqa: DTZ006 - naive on purpose
+    local = datetime.fromtimestamp(int(time.replace(microsecond=0).timestamp()))  # noqa: DTZ006  # naive on purpose
     return local.replace(microsecond=time.microsecond)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from chatkit.actions import Action
@@ -78,9 +80,9 @@ from chatkit.widgets import DynamicWidgetRoot
 from pydantic import AnyUrl
 
 from server.context import RequestContext
-from server.sdk import local_now
 
 Context = Any
+WHAT_WAS_SAID = "secret text of a conversation"
 FREE_JSON = {"z": 1, "a": [2**70, 1e5, 1.0, -0.5, None, {}, [], {"deep": [[[["x"]]]]}], "emoji": "👩‍👩‍👧", "null": None}
 
 
@@ -118,7 +120,6 @@ class ScriptedServer(ChatKitServer[Context]):
         self.feedback: list[tuple[str, list[str], str]] = []
         self.contexts: list[RequestContext] = []
         self.may_go_on = asyncio.Event()
-        self.said = 0
         self.is_silent = asyncio.Event()
 
     async def respond(
@@ -144,7 +145,6 @@ class ScriptedServer(ChatKitServer[Context]):
             if float(seconds):
                 await asyncio.sleep(float(seconds))
             yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta=f"t{number} "))
-            self.said = number + 1
         text = "".join(f"t{number} " for number in range(int(count)))
         yield ThreadItemDoneEvent(item=item.model_copy(update={"content": [_content(text)]}))
 
@@ -165,11 +165,36 @@ class ScriptedServer(ChatKitServer[Context]):
         await self.may_go_on.wait()
         yield ThreadItemDoneEvent(item=self._message(thread, context, "at last"))
 
+    async def say_stubborn(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
+        """No end, whoever cancels."""
+        yield ProgressUpdateEvent(text="not me")
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1000)
+
+    async def say_deep(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
+        """An effect that is nested too deeply for any message, then a message."""
+        data: dict[str, Any] = {}
+        for _ in range(150):
+            data = {"d": data}
+        yield ClientEffectEvent(name="deep", data=data)
+        yield ThreadItemDoneEvent(item=self._message(thread, context, "after"))
+
     async def say_fail(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
-        """A token, then a bug."""
+        """An item begun, then a bug."""
         item = self._message(thread, context)
         yield ThreadItemAddedEvent(item=item)
-        raise KeyError("secret text of a conversation")
+        raise KeyError(WHAT_WAS_SAID)
+
+    async def say_half(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
+        """An emoji in two halves, as a model may send it, and half a character that stays alone."""
+        item = self._message(thread, context)
+        yield ThreadItemAddedEvent(item=item)
+        for delta in ("Hi ", "\ud83d", "\ude00"):
+            yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta=delta))
+        yield ProgressUpdateEvent(text="bad \ud800 x")
+        yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta=" more"))
+        yield ThreadItemDoneEvent(item=item.model_copy(update={"content": [_content("Hi \ud83d\ude00 more")]}))
 
     async def say_refuse(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
         """An error that is meant for the user."""
@@ -348,7 +373,7 @@ class ScriptedServer(ChatKitServer[Context]):
 
     def _base(self, kind: Any, thread: ThreadMetadata, context: Context) -> dict[str, Any]:
         item_id = self.store.generate_item_id(kind, thread, context)
-        return {"id": item_id, "thread_id": thread.id, "created_at": local_now()}
+        return {"id": item_id, "thread_id": thread.id, "created_at": datetime.now()}
 
 
 def _content(text: str) -> AssistantMessageContent:

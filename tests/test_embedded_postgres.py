@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from chatkit_grpc.errors import DatabaseError
 
+from server import embedded_postgres as module
 from server.database import open_database
 from server.embedded_postgres import embedded_postgres
 from server.settings import Settings
@@ -145,6 +147,41 @@ async def test_a_process_that_is_interrupted_stops_it(folder: Path) -> None:
         other.send_signal(signal.SIGINT)
         other.communicate()
     assert not runs(pid)
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_running(folder: Path) -> None:
+    async def enter() -> None:
+        async with embedded_postgres(folder):
+            raise AssertionError("it was cancelled before")
+
+    starting = asyncio.create_task(enter())
+    while not (folder / "postgres" / "postmaster.pid").exists():
+        await asyncio.sleep(0.001)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not (folder / "postgres" / "postmaster.pid").exists()
+    async with embedded_postgres(folder) as url:
+        assert await answer(url) == "chatkit"
+
+
+async def test_a_start_that_fails_after_a_cancel_is_still_cancelled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fail(folder: Path) -> None:
+        begun.set()
+        go_on.wait(10)
+        raise DatabaseError("no")
+
+    monkeypatch.setattr(module, "_start", fail)
+    starting = asyncio.create_task(module._started(folder))
+    await asyncio.to_thread(begun.wait, 10)
+    starting.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
 
 
 async def test_a_locale_that_is_not_installed_does_not_matter(folder: Path) -> None:

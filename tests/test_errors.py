@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import chatkit_grpc
 import grpc
@@ -57,7 +60,10 @@ def test_the_statuses_of_a_reason_are_those_of_its_comment(reason: ErrorReason.V
 @each_reason
 def test_the_sample_of_a_reason_is_its_own(reason: ErrorReason.ValueType) -> None:
     _, sample = documented()[ErrorReason.Name(reason)]
-    assert f'"reason": "{ChatKitError("", reason=reason).code}", "domain": "{errors.DOMAIN}"' in sample
+    info = json.loads(sample)
+    assert set(info) == {"reason", "domain", "metadata"}
+    assert (info["reason"], info["domain"]) == (ChatKitError("", reason=reason).code, errors.DOMAIN)
+    assert all(isinstance(value, str) for value in info["metadata"].values())
 
 
 @each_reason
@@ -80,6 +86,30 @@ def test_a_bare_error_carries_its_reason_and_nothing_else(reason: ErrorReason.Va
     assert details_of(status) == ["ErrorInfo"]
     again = from_status(status)
     assert (again.reason, again.metadata, again.violations, again.retry_after) == (reason, {}, (), None)
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 100_000, "é😀" * 50_000, "\ud800" * 100_000], ids=["ASCII", "emoji", "surrogates"]
+)
+def test_an_error_fits_into_the_trailers_however_long_its_texts_are(text: str) -> None:
+    violations = [FieldViolation(text, text)] * 1000
+    error = errors.ValidationError(text, metadata={"path": text}, violations=violations, retry_after=1)
+    status = error.to_status()
+    # gRPC sends the message a second time, percent-encoded, and the details in base64.
+    assert len(quote(status.message)) + len(base64.b64encode(status.SerializeToString())) < 7 * 1024
+    again = from_status(status)
+    assert again.message.endswith("…")
+    assert again.metadata["path"].endswith("…")
+    assert all(v.path.endswith("…") and v.description.endswith("…") for v in again.violations)
+
+
+def test_a_text_that_is_just_short_enough_is_not_cut() -> None:
+    violation = FieldViolation("p" * 300, "d" * 300)
+    error = errors.ValidationError("m" * 500, metadata={"a": "v" * 200}, violations=[violation])
+    again = from_status(error.to_status())
+    assert (again.message, again.metadata, again.violations) == ("m" * 500, {"a": "v" * 200}, (violation,))
+    longer = from_status(errors.ValidationError("m" * 501).to_status())
+    assert longer.message == "m" * 500 + "…"
 
 
 @each_reason

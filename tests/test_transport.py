@@ -22,8 +22,8 @@ from tests.database import fresh_database
 from tests.system import ANY_PORT, System, open_bridge, open_system
 from tests.test_sse import NASTY, Scripted, create_thread, text_of
 
-# Where there is no Node.js, pytest collects nothing here; tests/test_sse.py checks the same rules without it.
-__test__ = shutil.which("node") is not None
+# Where there is no Node.js with npm, pytest collects nothing here; tests/test_sse.py checks the same rules without it.
+__test__ = all(shutil.which(program) for program in ("node", "npm"))
 
 CLIENT = Path(__file__).parent / "transport" / "client.mjs"
 REQUESTS_OF_A_PAGE_THAT_GIVES_UP = 6

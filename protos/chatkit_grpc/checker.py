@@ -57,7 +57,8 @@ def _field_rules(field: FieldDescriptor) -> Iterator[Check]:
 def _presence_rule(field: FieldDescriptor) -> Check:
     name = field.name
     known = enum_names(field.enum_type) if field.enum_type is not None else None
-    may_be_empty = field.type in {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_INT64} and not raw_json(field)
+    # Whether a text or a number was given, the message doesn't say: empty, it is as good as an empty one in JSON.
+    may_be_empty = known is None and not raw_json(field)
 
     def check_presence(message: Message) -> None:
         is_there = message.HasField(name) if field.has_presence else getattr(message, name) or may_be_empty

@@ -29,6 +29,7 @@ from chatkit_grpc.schema import (
     json_type,
     message_of,
     minimum,
+    no_rule_for,
     plain_fields,
     raw_json,
     tagged_oneof,
@@ -41,8 +42,8 @@ Decode = Callable[[Any, Message], None]
 """Reads parsed JSON into a message. Raises Invalid."""
 
 _INT_RANGES = {
-    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
-    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
 }
 
 
@@ -241,16 +242,18 @@ def _scalar_decoder(field: FieldDescriptor, *, lossless: bool) -> Callable[[Any]
     if raw := raw_json(field):
         must_be_object = raw == options.RAW_JSON_OBJECT
         return lambda value: free_json.to_text(value, must_be_object=must_be_object, may_hold_nul=lossless)
-    if field.cpp_type in _INT_RANGES:
-        return _int_decoder(field)
     match field.type:
-        case FieldDescriptor.TYPE_BYTES:
-            return _decode_bytes
         case FieldDescriptor.TYPE_STRING:
             return _decode_any_string if lossless else _decode_string
+        case FieldDescriptor.TYPE_BYTES:
+            return _decode_bytes
         case FieldDescriptor.TYPE_BOOL:
             return _decode_bool
-    return _decode_float
+        case FieldDescriptor.TYPE_INT32 | FieldDescriptor.TYPE_INT64:
+            return _int_decoder(field)
+        case FieldDescriptor.TYPE_DOUBLE:
+            return _decode_float
+    raise no_rule_for(field)
 
 
 def _enum_decoder(enum: EnumDescriptor) -> Callable[[Any], int]:
@@ -266,7 +269,7 @@ def _enum_decoder(enum: EnumDescriptor) -> Callable[[Any], int]:
 
 
 def _int_decoder(field: FieldDescriptor) -> Callable[[Any], int]:
-    lowest, highest = _INT_RANGES[field.cpp_type]
+    lowest, highest = _INT_RANGES[field.type]
     if (floor := minimum(field)) is not None:
         lowest = floor
 
@@ -318,7 +321,10 @@ def _decode_float(value: Any) -> float:
 
 
 def _decode_timestamp(value: Any, timestamp: Any) -> None:
-    """Read RFC 3339. A time without an offset is local: the SDK writes such, and this is the only door they come by."""
+    """Read RFC 3339.
+
+    A time without an offset is local, as the SDK writes it; items that are stored go by server/times.py.
+    """
     try:
         moment = datetime.fromisoformat(_decode_string(value)).astimezone(UTC)
     except (ValueError, OverflowError):

@@ -23,6 +23,7 @@ from chatkit_grpc.schema import (
     json_name,
     json_type,
     message_of,
+    no_rule_for,
     plain_fields,
     raw_json,
     tagged_oneof,
@@ -44,14 +45,16 @@ def encoder(descriptor: Descriptor) -> Encode:
         field = descriptor.fields[0]
         name, encode_value = field.name, _value_encoder(field)
         return lambda message: encode_value(getattr(message, name))
-    oneof = tagged_oneof(descriptor)
-    members = _members_encoder(plain_fields(descriptor))
-    return (lambda message: f"{{{members(message)}}}") if oneof is None else _union_encoder(oneof, members)
+    oneof, fields = tagged_oneof(descriptor), plain_fields(descriptor)
+    if oneof is not None:
+        return _union_encoder(oneof, fields)
+    members = _members_encoder(fields)
+    return lambda message: f"{{{members(message)}}}"
 
 
-def _union_encoder(oneof: OneofDescriptor, members: Encode) -> Encode:
+def _union_encoder(oneof: OneofDescriptor, fields: list[FieldDescriptor]) -> Encode:
     content, unknown, which = content_member(oneof), unknown_case(oneof), oneof.name
-    has_members = len(oneof.containing_type.fields) > len(oneof.fields)
+    members = _members_encoder(fields) if fields else None
     cases: dict[str, tuple[str, Encode]] = {}
     for field in oneof.fields:
         tag = f'"type":{quote(json_type(field))}'
@@ -73,7 +76,7 @@ def _union_encoder(oneof: OneofDescriptor, members: Encode) -> Encode:
         body = encode_case(getattr(message, case))
         if not content and body:
             head += ","
-        tail = members(message) if has_members else ""
+        tail = "" if members is None else members(message)
         return f"{{{head}{body},{tail}}}" if tail else f"{{{head}{body}}}"
 
     return encode_union
@@ -126,16 +129,18 @@ def _element_encoder(field: FieldDescriptor) -> Encode:
     if raw := raw_json(field):
         empty = "{}" if raw == options.RAW_JSON_OBJECT else "null"
         return lambda text: text or empty
-    match field.cpp_type, field.type:
-        case FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.TYPE_BYTES:
-            return lambda data: f'"{base64.b64encode(data).decode()}"'
-        case FieldDescriptor.CPPTYPE_STRING, _:
+    match field.type:
+        case FieldDescriptor.TYPE_STRING:
             return quote
-        case FieldDescriptor.CPPTYPE_BOOL, _:
+        case FieldDescriptor.TYPE_BYTES:
+            return lambda data: f'"{base64.b64encode(data).decode()}"'
+        case FieldDescriptor.TYPE_BOOL:
             return lambda value: "true" if value else "false"
-        case FieldDescriptor.CPPTYPE_DOUBLE, _:
+        case FieldDescriptor.TYPE_INT32 | FieldDescriptor.TYPE_INT64:
+            return str
+        case FieldDescriptor.TYPE_DOUBLE:
             return free_json.dumps
-    return str
+    raise no_rule_for(field)
 
 
 def _encode_timestamp(timestamp: Timestamp) -> str:

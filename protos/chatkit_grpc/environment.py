@@ -22,7 +22,7 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read host:port. Samples: "127.0.0.1:50051", "[::1]:8000", "0.0.0.0:0"."""
+        """Read host:port. Samples: "127.0.0.1:50051", "[::1]:8000", "0.0.0.0:0". Raises ValidationError."""
         host, colon, port = text.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         if not colon or not bare or not port.isdecimal() or int(port) > 65535 or (":" in bare and bare == host):
@@ -31,6 +31,11 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+GRPC_LISTEN = Address("127.0.0.1", 50051)
+BRIDGE_LISTEN = Address("127.0.0.1", 8000)
+"""Where the halves listen unless they are told otherwise."""
 
 
 class Environment(Env):

@@ -21,34 +21,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 """The trailing metadata that carries a google.rpc.Status, as all gRPC libraries name it."""
 
 _REASON_PREFIX = "ERROR_REASON_"
+_MAX_VIOLATIONS = 5
 
-
-class Row(NamedTuple):
-    """One row of the error table."""
-
-    grpc_status: grpc.StatusCode
-    http_status: int
-
-
-TABLE: Mapping[ErrorReason.ValueType, Row] = {
-    reasons.ERROR_REASON_UNAUTHENTICATED: Row(grpc.StatusCode.UNAUTHENTICATED, 401),
-    reasons.ERROR_REASON_INVALID_REQUEST: Row(grpc.StatusCode.INVALID_ARGUMENT, 400),
-    reasons.ERROR_REASON_UNSUPPORTED: Row(grpc.StatusCode.UNIMPLEMENTED, 400),
-    reasons.ERROR_REASON_THREAD_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND, 404),
-    reasons.ERROR_REASON_ITEM_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND, 404),
-    reasons.ERROR_REASON_ATTACHMENT_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND, 404),
-    reasons.ERROR_REASON_UNKNOWN_CURSOR: Row(grpc.StatusCode.INVALID_ARGUMENT, 400),
-    reasons.ERROR_REASON_FAILED_PRECONDITION: Row(grpc.StatusCode.FAILED_PRECONDITION, 409),
-    reasons.ERROR_REASON_REQUEST_TOO_LARGE: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
-    reasons.ERROR_REASON_RATE_LIMITED: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
-    reasons.ERROR_REASON_AGENT_FAILED: Row(grpc.StatusCode.INTERNAL, 500),
-    reasons.ERROR_REASON_DATABASE_FAILED: Row(grpc.StatusCode.INTERNAL, 500),
-    reasons.ERROR_REASON_DATABASE_UNAVAILABLE: Row(grpc.StatusCode.UNAVAILABLE, 503),
-    reasons.ERROR_REASON_UNAVAILABLE: Row(grpc.StatusCode.UNAVAILABLE, 503),
-    reasons.ERROR_REASON_DEADLINE_EXCEEDED: Row(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
-    reasons.ERROR_REASON_CANCELLED: Row(grpc.StatusCode.CANCELLED, 499),
-    reasons.ERROR_REASON_INTERNAL: Row(grpc.StatusCode.INTERNAL, 500),
-}
 
 _REASON_OF_BARE_STATUS: Mapping[grpc.StatusCode, ErrorReason.ValueType] = {
     # A status without our details was made by gRPC itself: by the library at either end, or by a proxy between them.
@@ -123,21 +97,32 @@ class ChatKitError(Exception):
         return TABLE[self.reason].http_status
 
     def to_status(self) -> status_pb2.Status:
-        """The error as a google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where there is something."""
+        """The error as a google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where there is something.
+
+        Long texts are cut, so that it fits into trailing metadata.
+        """
         number: int = self.grpc_status.value[0]
-        status = status_pb2.Status(code=number, message=self.message)
-        info = error_details_pb2.ErrorInfo(reason=self.code, domain=DOMAIN, metadata=self.metadata)
-        status.details.add().Pack(info)
+        status = status_pb2.Status(code=number, message=_cut(self.message, 500))
+        metadata = {key: _cut(value, 200) for key, value in self.metadata.items()}
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=self.code, domain=DOMAIN, metadata=metadata))
         if self.violations:
             bad_request = error_details_pb2.BadRequest()
-            for violation in self.violations:
-                bad_request.field_violations.add(field=violation.path, description=violation.description)
+            for violation in self.violations[:_MAX_VIOLATIONS]:
+                path, description = _cut(violation.path, 300), _cut(violation.description, 300)
+                bad_request.field_violations.add(field=path, description=description)
             status.details.add().Pack(bad_request)
         if self.retry_after is not None:
             delay = Duration()
             delay.FromMilliseconds(math.ceil(self.retry_after * 1000))
             status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         return status
+
+
+def _cut(text: str, limit: int) -> str:
+    """The beginning of a text, counted in bytes: what an error says must fit into gRPC's trailers, which hold 8 KiB."""
+    data = text.encode(errors="replace")
+    kept = data[:limit].decode(errors="ignore")
+    return kept if len(data) <= limit else f"{kept}…"
 
 
 class AuthenticationError(ChatKitError):
@@ -188,23 +173,32 @@ class UnavailableError(ChatKitError):
     default_reason = reasons.ERROR_REASON_UNAVAILABLE
 
 
-_CLASS_BY_REASON: Mapping[ErrorReason.ValueType, type[ChatKitError]] = {
-    reasons.ERROR_REASON_UNAUTHENTICATED: AuthenticationError,
-    reasons.ERROR_REASON_INVALID_REQUEST: ValidationError,
-    reasons.ERROR_REASON_UNSUPPORTED: ValidationError,
-    reasons.ERROR_REASON_UNKNOWN_CURSOR: ValidationError,
-    reasons.ERROR_REASON_FAILED_PRECONDITION: ValidationError,
-    reasons.ERROR_REASON_THREAD_NOT_FOUND: NotFoundError,
-    reasons.ERROR_REASON_ITEM_NOT_FOUND: NotFoundError,
-    reasons.ERROR_REASON_ATTACHMENT_NOT_FOUND: NotFoundError,
-    reasons.ERROR_REASON_REQUEST_TOO_LARGE: LimitError,
-    reasons.ERROR_REASON_RATE_LIMITED: LimitError,
-    reasons.ERROR_REASON_AGENT_FAILED: AgentError,
-    reasons.ERROR_REASON_DATABASE_FAILED: DatabaseError,
-    reasons.ERROR_REASON_DATABASE_UNAVAILABLE: DatabaseError,
-    reasons.ERROR_REASON_UNAVAILABLE: UnavailableError,
-    reasons.ERROR_REASON_DEADLINE_EXCEEDED: UnavailableError,
-    reasons.ERROR_REASON_CANCELLED: UnavailableError,
+class Row(NamedTuple):
+    """One row of the error table."""
+
+    grpc_status: grpc.StatusCode
+    http_status: int
+    error_class: type[ChatKitError]
+
+
+TABLE: Mapping[ErrorReason.ValueType, Row] = {
+    reasons.ERROR_REASON_UNAUTHENTICATED: Row(grpc.StatusCode.UNAUTHENTICATED, 401, AuthenticationError),
+    reasons.ERROR_REASON_INVALID_REQUEST: Row(grpc.StatusCode.INVALID_ARGUMENT, 400, ValidationError),
+    reasons.ERROR_REASON_UNSUPPORTED: Row(grpc.StatusCode.UNIMPLEMENTED, 400, ValidationError),
+    reasons.ERROR_REASON_THREAD_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND, 404, NotFoundError),
+    reasons.ERROR_REASON_ITEM_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND, 404, NotFoundError),
+    reasons.ERROR_REASON_ATTACHMENT_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND, 404, NotFoundError),
+    reasons.ERROR_REASON_UNKNOWN_CURSOR: Row(grpc.StatusCode.INVALID_ARGUMENT, 400, ValidationError),
+    reasons.ERROR_REASON_FAILED_PRECONDITION: Row(grpc.StatusCode.FAILED_PRECONDITION, 409, ValidationError),
+    reasons.ERROR_REASON_REQUEST_TOO_LARGE: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, LimitError),
+    reasons.ERROR_REASON_RATE_LIMITED: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, LimitError),
+    reasons.ERROR_REASON_AGENT_FAILED: Row(grpc.StatusCode.INTERNAL, 500, AgentError),
+    reasons.ERROR_REASON_DATABASE_FAILED: Row(grpc.StatusCode.INTERNAL, 500, DatabaseError),
+    reasons.ERROR_REASON_DATABASE_UNAVAILABLE: Row(grpc.StatusCode.UNAVAILABLE, 503, DatabaseError),
+    reasons.ERROR_REASON_UNAVAILABLE: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
+    reasons.ERROR_REASON_DEADLINE_EXCEEDED: Row(grpc.StatusCode.DEADLINE_EXCEEDED, 504, UnavailableError),
+    reasons.ERROR_REASON_CANCELLED: Row(grpc.StatusCode.CANCELLED, 499, UnavailableError),
+    reasons.ERROR_REASON_INTERNAL: Row(grpc.StatusCode.INTERNAL, 500, ChatKitError),
 }
 
 
@@ -231,7 +225,7 @@ def from_status(status: status_pb2.Status) -> ChatKitError:
             violations = [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
         elif detail.Unpack(retry):
             retry_after = retry.retry_delay.ToMilliseconds() / 1000
-    return _CLASS_BY_REASON.get(reason, ChatKitError)(
+    return TABLE[reason].error_class(
         status.message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from json.encoder import encode_basestring as quote
 from typing import Any
 
 NUL = "holds a NUL character, which can't be stored"
@@ -65,8 +64,12 @@ def loads(text: str | bytes) -> Any:
             return members
         found_duplicate = True
         doubled = _Object(members)
-        names = [name for name, _ in pairs]
-        doubled.duplicate = next(name for name in members if names.count(name) > 1)
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                doubled.duplicate = name
+                break
+            seen.add(name)
         return doubled
 
     try:
@@ -159,19 +162,3 @@ def _inspect(value: Any, depth: int, *, may_hold_nul: bool = False) -> None:
             _inspect(member, depth - 1, may_hold_nul=may_hold_nul)
         except Invalid as error:
             raise error.at(step) from None
-
-
-__all__ = [
-    "LONE_SURROGATE",
-    "MAX_DEPTH",
-    "NUL",
-    "Invalid",
-    "check_json",
-    "check_text",
-    "dumps",
-    "kind_of",
-    "loads",
-    "quote",
-    "shown",
-    "to_text",
-]

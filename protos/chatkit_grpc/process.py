@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import signal
 import socket
 import sys
+import threading
 
 from chatkit_grpc.environment import Address, SettingsError
+
+WITH_PARENT = "--with-parent"
+"""The argument that ties a process to the one that holds the other end of its standard input."""
 
 
 def bound_socket(setting: str, address: Address) -> socket.socket:
@@ -31,6 +37,18 @@ def refuse(program: str, error: Exception) -> int:
     """Say why a program doesn't start. Returns its exit code."""
     print(f"{program}: {error}", file=sys.stderr)  # noqa: T201 # for a person at a terminal
     return 2
+
+
+def stop_with_parent() -> None:
+    """Where the first argument says so, take the end of standard input for SIGTERM: whoever started us is gone."""
+    if sys.argv[1:2] == [WITH_PARENT]:
+        threading.Thread(target=_wait_for_end_of_input, name="parent", daemon=True).start()
+
+
+def _wait_for_end_of_input() -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def settle() -> None:

@@ -100,3 +100,8 @@ def message_of(field: FieldDescriptor) -> Descriptor:
     if field.message_type is None:
         raise TypeError(f"{field.full_name} holds no message")
     return field.message_type
+
+
+def no_rule_for(field: FieldDescriptor) -> TypeError:
+    """What to raise for a type that no message of the schema has, so that nobody has said how JSON shows it."""
+    return TypeError(f"{field.full_name}: the codec has no rule for this type")

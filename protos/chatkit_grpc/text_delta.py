@@ -5,8 +5,9 @@ What it writes and reads is what `codec.encode` and `codec.decode` do; a test ho
 
 from __future__ import annotations
 
+from json.encoder import encode_basestring as quote
+
 from chatkit_grpc import codec
-from chatkit_grpc.free_json import quote
 from chatkit_grpc.v1.event_pb2 import ThreadStreamEvent
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Held to the end of the transaction, hence right behind PgBouncer too. The number spells "chatkit".
 _LOCK = "select pg_advisory_xact_lock(27980790468667764)"
 
+# Longer than the migrations of another server should take.
+_WAIT_FOR_TURN = "set local lock_timeout = '60s'"
+
 # A change that has to wait for a long query would make all others wait behind it.
 _WAIT_SHORTLY = "set local lock_timeout = '5s'"
 
@@ -78,11 +81,22 @@ async def migrate(connection: Connection, migrations: Sequence[Migration] | None
 
 async def _migrate(connection: Connection, known: Sequence[Migration]) -> None:
     async with connection.transaction():
-        await connection.execute(_LOCK)
+        await _take_turn(connection)
         await connection.execute(_WAIT_SHORTLY)
         for migration in _missing(known, await _applied(connection)):
             await connection.execute(migration.sql)
             await connection.execute(_RECORD, migration.version, migration.name, migration.checksum)
+
+
+async def _take_turn(connection: Connection) -> None:
+    await connection.execute(_WAIT_FOR_TURN)
+    try:
+        await connection.execute(_LOCK)
+    except asyncpg.LockNotAvailableError:
+        raise MigrationError(
+            "The database's schema can't be brought up to date: another process holds the migration lock. "
+            "A migration may be running or hanging; pg_locks shows the session with the advisory lock."
+        ) from None
 
 
 @cache

@@ -68,6 +68,6 @@ def _message(item_id: str, thread: ThreadMetadata, text: str) -> AssistantMessag
     return AssistantMessageItem(
         id=item_id,
         thread_id=thread.id,
-        created_at=datetime.now(),  # noqa: DTZ005 - as the SDK has it
+        created_at=datetime.now(),
         content=[AssistantMessageContent(text=text)] if text else [],
     )

@@ -132,14 +132,16 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RunAction(self, request, context):
-        """Runs an action of a widget or of the page and streams what follows.
+        """Runs an action of a widget or of the page and streams what follows. Where item_id isn't a widget, the stream is one
+        `error` event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RunSyncAction(self, request, context):
-        """Runs an action and answers with the item it changed. UNIMPLEMENTED where the assistant knows no such actions.
+        """Runs an action and answers with the item it changed. UNIMPLEMENTED where the assistant knows no such actions;
+        FAILED_PRECONDITION where item_id isn't a widget.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,9 +57,13 @@ class ChatServiceStub:
     user's message.
     """
     RunAction: _grpc.UnaryStreamMultiCallable[_chat_service_pb2.RunActionRequest, _chat_service_pb2.RunActionResponse]
-    """Runs an action of a widget or of the page and streams what follows."""
+    """Runs an action of a widget or of the page and streams what follows. Where item_id isn't a widget, the stream is one
+    `error` event.
+    """
     RunSyncAction: _grpc.UnaryUnaryMultiCallable[_chat_service_pb2.RunSyncActionRequest, _chat_service_pb2.RunSyncActionResponse]
-    """Runs an action and answers with the item it changed. UNIMPLEMENTED where the assistant knows no such actions."""
+    """Runs an action and answers with the item it changed. UNIMPLEMENTED where the assistant knows no such actions;
+    FAILED_PRECONDITION where item_id isn't a widget.
+    """
     Transcribe: _grpc.UnaryUnaryMultiCallable[_chat_service_pb2.TranscribeRequest, _chat_service_pb2.TranscribeResponse]
     """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't."""
 
@@ -92,9 +96,13 @@ class ChatServiceAsyncStub(ChatServiceStub):
     user's message.
     """
     RunAction: _aio.UnaryStreamMultiCallable[_chat_service_pb2.RunActionRequest, _chat_service_pb2.RunActionResponse]  # type: ignore[assignment]
-    """Runs an action of a widget or of the page and streams what follows."""
+    """Runs an action of a widget or of the page and streams what follows. Where item_id isn't a widget, the stream is one
+    `error` event.
+    """
     RunSyncAction: _aio.UnaryUnaryMultiCallable[_chat_service_pb2.RunSyncActionRequest, _chat_service_pb2.RunSyncActionResponse]  # type: ignore[assignment]
-    """Runs an action and answers with the item it changed. UNIMPLEMENTED where the assistant knows no such actions."""
+    """Runs an action and answers with the item it changed. UNIMPLEMENTED where the assistant knows no such actions;
+    FAILED_PRECONDITION where item_id isn't a widget.
+    """
     Transcribe: _aio.UnaryUnaryMultiCallable[_chat_service_pb2.TranscribeRequest, _chat_service_pb2.TranscribeResponse]  # type: ignore[assignment]
     """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't."""
 
@@ -160,7 +168,9 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_service_pb2.RunActionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_chat_service_pb2.RunActionResponse], _abc.AsyncIterator[_chat_service_pb2.RunActionResponse]]:
-        """Runs an action of a widget or of the page and streams what follows."""
+        """Runs an action of a widget or of the page and streams what follows. Where item_id isn't a widget, the stream is one
+        `error` event.
+        """
 
     @_abc_1.abstractmethod
     def RunSyncAction(
@@ -168,7 +178,9 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_service_pb2.RunSyncActionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_chat_service_pb2.RunSyncActionResponse, _abc.Awaitable[_chat_service_pb2.RunSyncActionResponse]]:
-        """Runs an action and answers with the item it changed. UNIMPLEMENTED where the assistant knows no such actions."""
+        """Runs an action and answers with the item it changed. UNIMPLEMENTED where the assistant knows no such actions;
+        FAILED_PRECONDITION where item_id isn't a widget.
+        """
 
     @_abc_1.abstractmethod
     def Transcribe(

@@ -34,7 +34,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 3
     """This assistant doesn't do it. UNIMPLEMENTED, 400: ChatKit's page repeats a request that is answered with a 5xx.
-    Sample: {"reason": "UNSUPPORTED", "domain": "chatkit-grpc", "metadata": {"operation": "input.transcribe"}}
+    Sample: {"reason": "UNSUPPORTED", "domain": "chatkit-grpc", "metadata": {}}
     """
     ERROR_REASON_THREAD_NOT_FOUND: _ErrorReason.ValueType  # 4
     """No such thread for this user. NOT_FOUND, 404.
@@ -111,7 +111,7 @@ Sample: {"reason": "INVALID_REQUEST", "domain": "chatkit-grpc", "metadata": {"pa
 """
 ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 3
 """This assistant doesn't do it. UNIMPLEMENTED, 400: ChatKit's page repeats a request that is answered with a 5xx.
-Sample: {"reason": "UNSUPPORTED", "domain": "chatkit-grpc", "metadata": {"operation": "input.transcribe"}}
+Sample: {"reason": "UNSUPPORTED", "domain": "chatkit-grpc", "metadata": {}}
 """
 ERROR_REASON_THREAD_NOT_FOUND: ErrorReason.ValueType  # 4
 """No such thread for this user. NOT_FOUND, 404.

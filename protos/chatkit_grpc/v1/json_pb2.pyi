@@ -5,6 +5,7 @@ How the messages of this package map to ChatKit's JSON. The codec (chatkit_grpc/
 nothing else: the schema is its table.
 
 The rules that need no option:
+  * Members are written in the order of the fields, which is the SDK's.
   * A field's JSON name is its proto name, or its json_name where one is given.
   * A field without `optional` is always written; with `optional` it is left out when absent.
   * An enum is written as its value's name without the enum's prefix, in lower case; UNSPECIFIED is left out.

@@ -87,7 +87,7 @@ class ThreadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListThreads(self, request, context):
-        """The user's threads, each without its items.
+        """The user's threads, each without its items. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +108,8 @@ class ThreadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListItems(self, request, context):
-        """A page of a thread's items. Hidden context is never among them, and never makes a page shorter.
+        """A page of a thread's items. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
+        (UNKNOWN_CURSOR) where `after` names no element.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,13 +41,15 @@ class ThreadServiceStub:
     GetThread: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.GetThreadRequest, _thread_service_pb2.GetThreadResponse]
     """A thread with the first page of its items, oldest first."""
     ListThreads: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.ListThreadsRequest, _thread_service_pb2.ListThreadsResponse]
-    """The user's threads, each without its items."""
+    """The user's threads, each without its items. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element."""
     UpdateThread: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.UpdateThreadRequest, _thread_service_pb2.UpdateThreadResponse]
     """Renames a thread."""
     DeleteThread: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.DeleteThreadRequest, _thread_service_pb2.DeleteThreadResponse]
     """Deletes a thread with all that is on it. Deleting what isn't there is NOT_FOUND."""
     ListItems: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.ListItemsRequest, _thread_service_pb2.ListItemsResponse]
-    """A page of a thread's items. Hidden context is never among them, and never makes a page shorter."""
+    """A page of a thread's items. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
+    (UNKNOWN_CURSOR) where `after` names no element.
+    """
     AddFeedback: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.AddFeedbackRequest, _thread_service_pb2.AddFeedbackResponse]
     """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded."""
 
@@ -64,13 +66,15 @@ class ThreadServiceAsyncStub(ThreadServiceStub):
     GetThread: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.GetThreadRequest, _thread_service_pb2.GetThreadResponse]  # type: ignore[assignment]
     """A thread with the first page of its items, oldest first."""
     ListThreads: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.ListThreadsRequest, _thread_service_pb2.ListThreadsResponse]  # type: ignore[assignment]
-    """The user's threads, each without its items."""
+    """The user's threads, each without its items. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element."""
     UpdateThread: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.UpdateThreadRequest, _thread_service_pb2.UpdateThreadResponse]  # type: ignore[assignment]
     """Renames a thread."""
     DeleteThread: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.DeleteThreadRequest, _thread_service_pb2.DeleteThreadResponse]  # type: ignore[assignment]
     """Deletes a thread with all that is on it. Deleting what isn't there is NOT_FOUND."""
     ListItems: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.ListItemsRequest, _thread_service_pb2.ListItemsResponse]  # type: ignore[assignment]
-    """A page of a thread's items. Hidden context is never among them, and never makes a page shorter."""
+    """A page of a thread's items. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
+    (UNKNOWN_CURSOR) where `after` names no element.
+    """
     AddFeedback: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.AddFeedbackRequest, _thread_service_pb2.AddFeedbackResponse]  # type: ignore[assignment]
     """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded."""
 
@@ -96,7 +100,7 @@ class ThreadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _thread_service_pb2.ListThreadsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_thread_service_pb2.ListThreadsResponse, _abc.Awaitable[_thread_service_pb2.ListThreadsResponse]]:
-        """The user's threads, each without its items."""
+        """The user's threads, each without its items. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element."""
 
     @_abc_1.abstractmethod
     def UpdateThread(
@@ -120,7 +124,9 @@ class ThreadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _thread_service_pb2.ListItemsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_thread_service_pb2.ListItemsResponse, _abc.Awaitable[_thread_service_pb2.ListItemsResponse]]:
-        """A page of a thread's items. Hidden context is never among them, and never makes a page shorter."""
+        """A page of a thread's items. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
+        (UNKNOWN_CURSOR) where `after` names no element.
+        """
 
     @_abc_1.abstractmethod
     def AddFeedback(
