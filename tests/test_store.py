@@ -52,7 +52,8 @@ from chatkit.widgets import BasicRoot, DynamicWidgetComponent, DynamicWidgetRoot
 from chatkit_grpc.errors import DatabaseError, NotFoundError, ValidationError
 from pydantic import AnyUrl
 
-from server import store as statements
+from server import records, statements
+from server import store as store_module
 from server.context import RequestContext
 from server.database import Database, open_database
 from server.settings import Settings
@@ -596,8 +597,8 @@ async def test_others_get_their_turn_while_a_large_page_is_read(
 
         return noted
 
-    monkeypatch.setattr(statements, "_item_of", noting(statements._item_of))
-    monkeypatch.setattr(statements, "_thread_of", noting(statements._thread_of))
+    monkeypatch.setattr(store_module, "item_of", noting(records.item_of))
+    monkeypatch.setattr(store_module, "thread_of", noting(records.thread_of))
     working = asyncio.create_task(others())
     for load in (
         lambda: store.load_thread_items("thr_1", None, 5000, "asc", context),
