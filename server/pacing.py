@@ -14,7 +14,7 @@ QUIET_RATE: Final = 1_000.0
 """Events per second, in the whole process, up to which nothing waits."""
 BUSY_RATE: Final = 4_000.0
 """Events per second from which streams wait the longest."""
-LONGEST_WAIT: Final = 0.05
+LONGEST_WAIT: Final = 0.04
 """Seconds from one tick to the next when it is busiest."""
 _WINDOW: Final = 0.1
 """Seconds over which the rate is measured."""
