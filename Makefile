@@ -6,7 +6,7 @@ PROTOS := $(wildcard protos/chatkit_grpc/v1/*.proto)
 SERVICES := $(wildcard protos/chatkit_grpc/v1/*_service.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check generate generated format lint types protolint bench lock clean
+.PHONY: help run test check generate generated format lint types breaking bench lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ run: .venv/installed ## run the whole system on this machine: database, server, 
 test: .venv/installed ## run all tests against a real PostgreSQL, real gRPC and real HTTP
 	@$(BIN)/python -m pytest
 
-check: generated lint types protolint ## everything that finds mistakes without running the code
+check: generated lint types breaking ## everything that finds mistakes without running the code
 
 generate: .venv/installed ## write the Python code of the protos anew
 	@cd protos && rm -f chatkit_grpc/v1/*_pb2*.py chatkit_grpc/v1/*_pb2*.pyi
@@ -54,7 +54,7 @@ types: .venv/installed ## check types, strictly
 	@$(BIN)/mypy
 
 # Against the main that this work will join; there is none in the very first clone.
-protolint: .venv/installed ## fail where a change to the protos would break a client
+breaking: .venv/installed ## fail where a change to the protos would break a client
 	@base=$$(git rev-parse --quiet --verify origin/main || git rev-parse --quiet --verify main || true); \
 	if [ -n "$$base" ] && git cat-file -e "$$base:buf.yaml" 2>/dev/null; \
 	then $(BIN)/buf breaking --against ".git#ref=$$base"; \

@@ -1,1 +1,1 @@
-"""The contract between server, bridge and clients: the messages, their JSON and the errors."""
+"""The contract between server, bridge and clients: messages, their JSON, the errors, and what both halves share."""
