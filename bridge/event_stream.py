@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class EventStream(Response):
     """Sends a stream, and ends its call whichever way the response ends, begun or not.
 
-    Ours and not sse-starlette's: that one runs five tasks and a cancel scope for each chunk, a third of what the bridge
-    costs, and logs what people say at DEBUG.
+    Ours and not sse-starlette's: that one runs five tasks a stream and a cancel scope a chunk (measured: a third of the
+    bridge's CPU while streams start, an eighth while tokens flow), and logs what people say at DEBUG.
 
     heartbeat: seconds of silence after which a comment is sent. It keeps proxies from closing the connection, and a
     client that vanished without a word is noticed by the failure to send it.

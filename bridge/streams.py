@@ -29,12 +29,11 @@ class Streams:
         self._all_ended.clear()
         try:
             return Stream(await call.read(), call, self)
-        except grpc.aio.AioRpcError as error:
+        except BaseException as error:
             self.end(call)
-            raise from_rpc_error(error) from None
-        except asyncio.CancelledError:
-            self.end(call)
-            if self.is_going_down and not _is_being_cancelled():
+            if isinstance(error, grpc.aio.AioRpcError):
+                raise from_rpc_error(error) from None
+            if isinstance(error, asyncio.CancelledError) and self.is_going_down and not _is_being_cancelled():
                 raise _going_down() from None
             raise
 

@@ -128,7 +128,8 @@ async def run(plan: Plan) -> int:
             _say("\nStopping …")
         await bridge.stop()
         await server.stop()
-        if server.exit_code and plan.settings.database_url is None:
+        was_killed = server.exit_code is not None and server.exit_code < 0
+        if was_killed and plan.settings.database_url is None:
             await _stop_embedded_postgres(plan)
     if stop.is_set():
         _say("Stopped.")

@@ -1,6 +1,6 @@
 """How long an answer's next batch may wait: not at all, but when the process has more to send than it can send singly.
 
-A token that is sent on its own costs about ten times what it costs in a batch. So under load a stream that has just
+A token that is sent on its own costs several times what it costs in a batch. So under load a stream that has just
 sent something waits for the next tick, which it shares with all the others, and sends then what has come up. What it
 never does is hold back the first token after a silence.
 """

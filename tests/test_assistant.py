@@ -61,7 +61,11 @@ def fast_collections() -> Iterator[None]:
 
 
 class MemoryStore(Store[RequestContext]):
-    """Threads in memory, but each call awaits, as a database does."""
+    """Threads in memory, but each call awaits, as a database does.
+
+    For what the assistant does with its tasks and its model; over the whole path and on Postgres it is tested in
+    test_whole_path.py.
+    """
 
     def __init__(self) -> None:
         self.threads: dict[str, ThreadMetadata] = {}
@@ -116,19 +120,19 @@ class MemoryStore(Store[RequestContext]):
     async def load_threads(
         self, limit: int, after: str | None, order: str, context: RequestContext
     ) -> Page[ThreadMetadata]:
-        raise NotImplementedError
+        raise NotImplementedError("the assistant never asks for this")
 
     async def delete_thread(self, thread_id: str, context: RequestContext) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("the assistant never asks for this")
 
     async def save_attachment(self, attachment: Attachment, context: RequestContext) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("the assistant never asks for this")
 
     async def load_attachment(self, attachment_id: str, context: RequestContext) -> Attachment:
-        raise NotImplementedError
+        raise NotImplementedError("the assistant never asks for this")
 
     async def delete_attachment(self, attachment_id: str, context: RequestContext) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("the assistant never asks for this")
 
 
 class Chat:
