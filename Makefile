@@ -6,7 +6,7 @@ PROTOS := $(wildcard protos/chatkit_grpc/v1/*.proto)
 SERVICES := $(wildcard protos/chatkit_grpc/v1/*_service.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check generate generated format lint types breaking bench lock clean
+.PHONY: help run test check generate generated format lint types breaking bench faults lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,11 @@ breaking: .venv/installed ## fail where a change to the protos would break a cli
 
 bench: .venv/installed ## compare the SDK in-process with bridge + server, side by side
 	@$(BIN)/python -m tests.load.bench
+
+# About 40 minutes; `make faults SCALE=0.1` is a tenth of it.
+SCALE ?= 1
+faults: .venv/installed ## break the system in every way, hundreds of times, and count what was lost
+	@$(BIN)/python -m tests.faults --scale $(SCALE)
 
 lock: .venv/installed ## resolve the dependencies anew and write constraints.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

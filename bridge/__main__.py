@@ -46,6 +46,13 @@ class Server(uvicorn.Server):
             drain.cancel()
 
 
+def notice_who_vanishes(listener: socket.socket) -> None:
+    """Let connections end whose other side took nothing for 15 s; those that are accepted inherit it."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
+
+
 def main() -> int:
     """Exit with 2 where something must be set differently, with a sentence that says what."""
     try:
@@ -53,6 +60,7 @@ def main() -> int:
         listener = bound_socket("BRIDGE_LISTEN", settings.bridge_listen)
     except SettingsError as error:
         return refuse("bridge", error)
+    notice_who_vanishes(listener)
     start_logging(settings.log_level)
     if settings.log_level == "INFO":
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # at INFO it says what we say below

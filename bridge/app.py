@@ -16,6 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from bridge.acknowledgements import Acknowledgements
 from bridge.backend import Backend
 from bridge.endpoint import Endpoint, json_error
 from bridge.settings import Settings
@@ -43,10 +44,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         backend = Backend(settings)
         app.state.backend = backend
-        app.state.endpoint = Endpoint(backend, streams, settings)
+        acknowledgements = Acknowledgements(backend)
+        app.state.acknowledgements = acknowledgements
+        app.state.endpoint = Endpoint(backend, streams, acknowledgements, settings)
         try:
             yield
         finally:
+            await acknowledgements.close()
             await backend.close()
 
     app = Starlette(

@@ -1,20 +1,33 @@
-"""The server as the bridge sees it: a channel, and for each ChatKit operation the RPC that the schema says it is."""
+"""The servers as the bridge sees them: for each ChatKit operation the RPC that the schema says it is."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from chatkit_grpc.errors import AuthenticationError, ChatKitError, LimitError, UnavailableError, from_rpc_error
+from chatkit_grpc.errors import (
+    AuthenticationError,
+    ChatKitError,
+    DatabaseError,
+    LimitError,
+    UnavailableError,
+    from_rpc_error,
+)
 from chatkit_grpc.services import SERVICES, Metadata
-from chatkit_grpc.v1 import thread_service_pb2
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
+from chatkit_grpc.v1.thread_service_pb2 import AddFeedbackRequest, ListThreadsRequest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
+from bridge.channel import open_channel
 from bridge.settings import Settings
+
+_ASK_SECONDS = 2.0
+"""How long a server may take to say how it is."""
 
 StreamCall = grpc.aio.UnaryStreamCall[Message, Any]
 
@@ -45,40 +58,22 @@ class Backend:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._channel = grpc.aio.insecure_channel(
-            settings.grpc_target,
-            options=[
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_receive_message_length", -1),
-                # A server that vanished is noticed in about 25 s, one that comes back within 2.
-                ("grpc.keepalive_time_ms", 20_000),
-                ("grpc.keepalive_timeout_ms", 5_000),
-                ("grpc.http2.ping_timeout_ms", 5_000),
-                ("grpc.http2.max_pings_without_data", 0),
-                # A token may be large, and gRPC's own limit of 8 KiB drops calls at random up to 16.
-                ("grpc.max_metadata_size", 64 * 1024),
-                ("grpc.absolute_max_metadata_size", 64 * 1024),
-                # What http_proxy names is not on the way to our own server.
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 2_000),
-            ],
-        )
-        self._check_health = self._channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=_serialize,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
+        self._channel = open_channel(settings.grpc_target)
+        self._any_channel = open_channel(settings.grpc_target, takes_any=True)
         self._calls: dict[str, Any] = {
             method.path: (self._channel.unary_stream if method.is_stream else self._channel.unary_unary)(
                 method.path, request_serializer=_serialize, response_deserializer=method.response_type.FromString
             )
             for method in METHODS.values()
         }
+        self._list_threads_anywhere: Any = self._any_channel.unary_unary(
+            METHODS[ListThreadsRequest.DESCRIPTOR.full_name].path, request_serializer=_serialize
+        )
 
     async def close(self) -> None:
-        """Close the channel, which ends the calls that are still open."""
+        """Close the channels, which ends the calls that are still open."""
         await self._channel.close()
+        await self._any_channel.close()
 
     async def call(self, path: str, request: Message, metadata: Metadata) -> Message:
         """Make a unary call. Raises ChatKitError."""
@@ -87,13 +82,27 @@ class Backend:
                 request, metadata=metadata, timeout=self._settings.call_timeout_seconds
             )
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise await self.explain(from_rpc_error(error), metadata) from None
         return response
 
-    def stream(self, path: str, request: Message, metadata: Metadata) -> StreamCall:
+    def stream(self, path: str, request: Message, metadata: Metadata, seconds: float) -> StreamCall:
         """Begin a streaming call. Whoever begins one cancels it in the end."""
-        call: StreamCall = self._calls[path](request, metadata=metadata, timeout=self._settings.stream_timeout_seconds)
+        call: StreamCall = self._calls[path](request, metadata=metadata, timeout=seconds)
         return call
+
+    async def explain(self, failure: ChatKitError, metadata: Metadata) -> ChatKitError:
+        """The failure, or what is behind it: where no server takes calls, one that takes none may know why.
+
+        It is asked for something that the caller may ask, that changes nothing, and that needs the database.
+        """
+        if failure.reason != reasons.ERROR_REASON_UNAVAILABLE:
+            return failure
+        try:
+            await self._list_threads_anywhere(ListThreadsRequest(limit=1), metadata=metadata, timeout=_ASK_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            reason = from_rpc_error(error)
+            return reason if isinstance(reason, (AuthenticationError, DatabaseError)) else failure
+        return failure
 
     async def authenticate(self, metadata: Metadata) -> None:
         """Let the server say whether it knows the caller. Raises AuthenticationError, LimitError or UnavailableError.
@@ -101,7 +110,7 @@ class Backend:
         Used where a request is refused before the server has seen it, so that a stranger learns nothing but that he is
         one. The call lacks what it needs, so that the server refuses it as soon as it knows the caller.
         """
-        incomplete = thread_service_pb2.AddFeedbackRequest()
+        incomplete = AddFeedbackRequest()
         try:
             await self.call(METHODS[incomplete.DESCRIPTOR.full_name].path, incomplete, metadata)
         except (AuthenticationError, LimitError, UnavailableError):
@@ -110,12 +119,22 @@ class Backend:
             return
 
     async def is_serving(self, service: str = "") -> bool | None:
-        """What grpc.health.v1 says of the server or of a part of it. None where the server can't be reached."""
-        try:
-            response = await self._check_health(health_pb2.HealthCheckRequest(service=service), timeout=2.0)
-        except grpc.aio.AioRpcError:
-            return None
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+        """What grpc.health.v1 says of the servers or of a part of them. None where none can be reached."""
+        # Of several servers the first channel knows one that serves, and the other one finds those that don't.
+        for channel in (self._channel, self._any_channel):
+            with suppress(grpc.aio.AioRpcError):
+                return await _check_health(channel, service)
+        return None
+
+
+async def _check_health(channel: grpc.aio.Channel, service: str) -> bool:
+    check = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=_serialize,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    response = await check(health_pb2.HealthCheckRequest(service=service), timeout=_ASK_SECONDS)
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def method_of(request: ChatKitRequest) -> tuple[Method, Message]:

@@ -11,20 +11,25 @@ import logging
 import math
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from functools import partial
+from typing import Any
 
 from chatkit_grpc import codec
 from chatkit_grpc.errors import ChatKitError, LimitError, ValidationError
-from chatkit_grpc.services import REQUEST_METADATA_KEY, USER_HEADER
+from chatkit_grpc.services import REQUEST_METADATA_KEY, USER_HEADER, Metadata
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from bridge import sse
-from bridge.backend import Backend, method_of
+from bridge import request_ids, sse
+from bridge.acknowledgements import Acknowledgements
+from bridge.backend import Backend, Method, method_of
 from bridge.event_stream import EventStream
+from bridge.last_event_id import LastEventId
+from bridge.lasting_call import LastingCall
 from bridge.settings import Settings
 from bridge.streams import Streams
 
@@ -39,9 +44,12 @@ _STATUSES_A_PAGE_UNDERSTANDS = frozenset({401, 429})
 class Endpoint:
     """The one endpoint of ChatKit's protocol."""
 
-    def __init__(self, backend: Backend, streams: Streams, settings: Settings) -> None:
+    def __init__(
+        self, backend: Backend, streams: Streams, acknowledgements: Acknowledgements, settings: Settings
+    ) -> None:
         self._backend = backend
         self._streams = streams
+        self._acknowledgements = acknowledgements
         self._settings = settings
 
     async def __call__(self, request: Request) -> Response:
@@ -60,34 +68,31 @@ class Endpoint:
     async def _answer(self, request: Request) -> Response:
         metadata = _metadata_of(request)
         try:
-            chatkit_request = await self._read(request)
+            body = await self._read_body(request)
+            chatkit_request = _parse(request.headers.get("content-type", ""), body)
+            method, parameters = method_of(chatkit_request)
+            counts_until_seen = request_ids.identify(parameters, request.headers, body)
         except ChatKitError:
             await self._backend.authenticate(metadata)
             raise
-        method, parameters = method_of(chatkit_request)
         if chatkit_request.metadata:
             metadata.append((REQUEST_METADATA_KEY, chatkit_request.metadata.encode()))
-        if not method.is_stream:
-            answer = await self._backend.call(method.path, parameters, metadata)
-            return Response(codec.encode(answer), media_type="application/json")
-        call = self._backend.stream(method.path, parameters, metadata)
-        return EventStream(await self._streams.open(call), self._settings.heartbeat_seconds)
+        if last_event := LastEventId.of(request.headers):
+            metadata.append(last_event.metadata)
+            last_event.apply(parameters)
+        if method.is_stream:
+            opening = self._open(method, parameters, metadata, counts_until_seen=counts_until_seen)
+            return await _unless_disconnected(request, opening)
+        answer = await self._backend.call(method.path, parameters, metadata)
+        return Response(codec.encode(answer), media_type="application/json")
 
-    async def _read(self, request: Request) -> ChatKitRequest:
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        body = await self._read_body(request)
-        if content_type == "application/x-protobuf":
-            chatkit_request = _parse_protobuf(body)
-        elif content_type == "application/json":
-            chatkit_request = codec.decode_request(ChatKitRequest, body)
-        else:
-            # A browser sends any other type to any site without asking that site first.
-            raise ValidationError.at(
-                "Content-Type", f"expected application/json or application/x-protobuf, got {content_type!r}"
-            )
-        if len(chatkit_request.metadata.encode()) > _METADATA_LIMIT:
-            raise ValidationError.at("$.metadata", f"expected at most {_METADATA_LIMIT} bytes of JSON")
-        return chatkit_request
+    async def _open(
+        self, method: Method, parameters: Message, metadata: Metadata, *, counts_until_seen: bool
+    ) -> EventStream:
+        call = LastingCall(self._backend, method, parameters, metadata, self._settings)
+        stream = await self._streams.open(call)
+        acknowledge = partial(self._acknowledgements.begin, stream.run_id, metadata) if counts_until_seen else None
+        return EventStream(stream, self._settings.heartbeat_seconds, acknowledge)
 
     async def _read_body(self, request: Request) -> bytes:
         """Read no more than is allowed, and wait no longer. Raises ChatKitError and ClientDisconnect."""
@@ -97,6 +102,50 @@ class Endpoint:
                 return await _read_at_most(request, self._settings.max_request_bytes)
         except TimeoutError:
             raise ValidationError(f"The body of the request did not arrive within {seconds:g} s.") from None
+
+
+async def _unless_disconnected(request: Request, opening: Coroutine[Any, Any, EventStream]) -> EventStream:
+    """Open a stream, which may take until another answer has ended. Raises ClientDisconnect where the client leaves."""
+    leaving = asyncio.create_task(_disconnected(request))
+    task = asyncio.create_task(opening)
+    try:
+        await asyncio.wait({leaving, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        leaving.cancel()
+        task.cancel()
+        await asyncio.wait({leaving, task})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _parse(content_type: str, body: bytes) -> ChatKitRequest:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == "application/x-protobuf":
+        chatkit_request = _parse_protobuf(body)
+    elif media_type == "application/json":
+        chatkit_request = codec.decode_request(ChatKitRequest, body)
+    else:
+        # A browser sends any other type to any site without asking that site first.
+        expected = "expected application/json or application/x-protobuf"
+        raise ValidationError.at("Content-Type", f"{expected}, got {media_type!r}")
+    if len(chatkit_request.metadata.encode()) > _METADATA_LIMIT:
+        raise ValidationError.at("$.metadata", f"expected at most {_METADATA_LIMIT} bytes of JSON")
+    return chatkit_request
+
+
+def _parse_protobuf(body: bytes) -> ChatKitRequest:
+    try:
+        chatkit_request = ChatKitRequest.FromString(body)
+    except DecodeError:
+        raise ValidationError.at("$", f"expected a {ChatKitRequest.DESCRIPTOR.full_name}") from None
+    codec.check(chatkit_request)
+    return chatkit_request
 
 
 def error_response(error: ChatKitError) -> JSONResponse:
@@ -143,12 +192,3 @@ def _defect(error: Exception) -> ChatKitError:
     """A bug of ours. Its words may quote a conversation, so only its place is logged."""
     log.error("the bridge failed: %s\n%s", type(error).__qualname__, "".join(traceback.format_tb(error.__traceback__)))
     return ChatKitError("The bridge failed.")
-
-
-def _parse_protobuf(body: bytes) -> ChatKitRequest:
-    try:
-        chatkit_request = ChatKitRequest.FromString(body)
-    except DecodeError:
-        raise ValidationError.at("$", f"expected a {ChatKitRequest.DESCRIPTOR.full_name}") from None
-    codec.check(chatkit_request)
-    return chatkit_request

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -11,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 from bridge import sse
 from bridge.streams import Stream
 
-_BEATS_MISSED_AT_MOST = 6
+_BEATS_MISSED_AT_MOST = 2
+"""While one more is pending: with a beat each 5 s a client that takes nothing is given up in 15 s."""
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +26,18 @@ class EventStream(Response):
 
     heartbeat: seconds of silence after which a comment is sent. It keeps proxies from closing the connection, and a
     client that vanished without a word is noticed by the failure to send it.
+    when_seen: called once head and first frames have left for a client that is still there.
     """
 
-    def __init__(self, stream: Stream, heartbeat: float) -> None:
+    def __init__(self, stream: Stream, heartbeat: float, when_seen: Callable[[], None] | None = None) -> None:
         # Not by super().__init__, which would declare a length.
         self.status_code = 200
         self.background = None
         self.init_headers(sse.HEADERS)
         self._stream = stream
         self._heartbeat = heartbeat
+        self._when_seen = when_seen
+        self._has_client_left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
@@ -53,6 +58,8 @@ class EventStream(Response):
             async for frames in self._stream.frames():
                 heart.rest()
                 await send({"type": "http.response.body", "body": frames, "more_body": True})
+                if self._when_seen is not None:
+                    await self._tell_that_it_is_seen(self._when_seen)
         finally:
             heart.stop()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -60,7 +67,15 @@ class EventStream(Response):
     async def _end_when_the_client_leaves(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._has_client_left = True
         self._stream.end()
+
+    async def _tell_that_it_is_seen(self, when_seen: Callable[[], None]) -> None:
+        self._when_seen = None
+        # Sending to a client that has left is no error, so whoever waits for that gets a turn to say so.
+        await asyncio.sleep(0)
+        if not self._has_client_left:
+            when_seen()
 
 
 class _Heart:

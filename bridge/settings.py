@@ -23,6 +23,7 @@ class Settings:
     heartbeat_seconds: float = 5.0
     call_timeout_seconds: float = 30.0
     stream_timeout_seconds: float = 3600.0
+    resume_seconds: float = 20.0
     shutdown_grace_seconds: float = 5.0
     log_level: str = "INFO"
 
@@ -47,6 +48,7 @@ class Settings:
             "stream_timeout_seconds": env.float(
                 "STREAM_TIMEOUT_SECONDS", default.stream_timeout_seconds, validate=must_be.Range(1, 86400)
             ),
+            "resume_seconds": env.float("RESUME_SECONDS", default.resume_seconds, validate=must_be.Range(0, 600)),
             "shutdown_grace_seconds": env.float(
                 "SHUTDOWN_GRACE_SECONDS", default.shutdown_grace_seconds, validate=must_be.Range(0, 3600)
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +18,22 @@ from chatkit_grpc.services import SERVICES
 from grpc_reflection.v1alpha import reflection
 
 from server import sdk
+from server.appending import Appending
 from server.attachment_service import AttachmentService
 from server.auth import Authenticator
 from server.chat_service import ChatService
 from server.context import RequestContext
-from server.database import Database, open_database
+from server.database import Database, open_beside, open_database
 from server.failures import keep_words_out_of_the_log
 from server.health import HealthReporter
+from server.retention import Retention
 from server.rpc import ServiceAdapter
-from server.runs import Runs
+from server.run_service import RunService
+from server.runs.in_progress import InProgress
+from server.runs.runs import Runs
+from server.runs.starting import Starting
+from server.runs.thread_watch import ThreadWatch
+from server.runs.watching import Watching
 from server.settings import Settings
 from server.store import PostgresStore
 from server.thread_service import ThreadService
@@ -34,8 +41,10 @@ from server.thread_service import ThreadService
 Factory = Callable[[PostgresStore], ChatKitServer[RequestContext]]
 """Makes the ChatKitServer that answers. One that has a method `aclose()` is closed with it at the end."""
 
-_CLEANUP_SECONDS = 10.0
-"""How long a run that was stopped may take to store what it said."""
+_RESERVED_CONNECTIONS = 2
+"""One for the log, one for the heartbeat: a server that can't tell that it lives loses its runs."""
+_LAST_WORDS_SECONDS = 1.0
+"""How long calls may take to tell their ends once all runs have ended."""
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +81,28 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         database = await stack.enter_async_context(open_database(settings))
         store = PostgresStore(database)
         assistant = await stack.enter_async_context(_open_assistant(make_assistant, store))
-        runs = await stack.enter_async_context(Runs(settings.shutdown_grace_seconds + _CLEANUP_SECONDS))
+        reserved = await stack.enter_async_context(open_beside(database, settings, _RESERVED_CONNECTIONS))
+        runs = await stack.enter_async_context(Runs(database, reserved, store, settings))
+        watching = await stack.enter_async_context(Watching(runs))
+        thread_watch = await stack.enter_async_context(ThreadWatch(runs, watching))
+        await stack.enter_async_context(Retention(database, settings))
         server = _make_server(settings)
         health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
         health.add_to(server, SERVICES)
-        _add_services(server, settings, assistant, store, runs)
+        starting = Starting(runs, settings.run_conflict)
+        implementations = {
+            "chatkit_grpc.v1.ChatService": ChatService(assistant, store, runs.run_store, starting, watching),
+            "chatkit_grpc.v1.ThreadService": ThreadService(
+                assistant, store, InProgress(runs), Appending(assistant, store, starting), thread_watch
+            ),
+            "chatkit_grpc.v1.RunService": RunService(runs, watching),
+            "chatkit_grpc.v1.AttachmentService": AttachmentService(assistant, store),
+        }
+        _add_services(server, settings, implementations)
         port = _bind(server, settings.grpc_listen)
         await server.start()
-        stack.push_async_callback(_stop, server, settings.shutdown_grace_seconds)
+        stack.push_async_callback(_stop, server)
+        stack.push_async_callback(_drain, runs, watching, thread_watch, settings.shutdown_grace_seconds)
         await stack.enter_async_context(health)
         yield RunningServer(port, store, database, runs)
 
@@ -126,29 +149,18 @@ def _make_server(settings: Settings) -> grpc.aio.Server:
             # A token may be large, and gRPC's own limit of 8 KiB drops calls at random up to 16.
             ("grpc.max_metadata_size", 64 * 1024),
             ("grpc.absolute_max_metadata_size", 64 * 1024),
-            # A peer that vanished is noticed in about 25 s; a client may ping as often as every 10 s.
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.http2.ping_timeout_ms", 5_000),
+            # A peer that vanished or froze is noticed in about 13 s; a client may ping as often as every 5 s.
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 3_000),
+            ("grpc.http2.ping_timeout_ms", 3_000),
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ]
     )
 
 
-def _add_services(
-    server: grpc.aio.Server,
-    settings: Settings,
-    assistant: ChatKitServer[RequestContext],
-    store: PostgresStore,
-    runs: Runs,
-) -> None:
+def _add_services(server: grpc.aio.Server, settings: Settings, implementations: Mapping[str, object]) -> None:
     adapter = ServiceAdapter(Authenticator(settings))
-    implementations = {
-        "chatkit_grpc.v1.ChatService": ChatService(assistant, store, runs),
-        "chatkit_grpc.v1.ThreadService": ThreadService(assistant, store),
-        "chatkit_grpc.v1.AttachmentService": AttachmentService(assistant, store),
-    }
     server.add_generic_rpc_handlers(
         [adapter.handler(descriptor, implementations[name]) for name, descriptor in SERVICES.items()]
     )
@@ -163,7 +175,14 @@ def _bind(server: grpc.aio.Server, address: Address) -> int:
         raise SettingsError(f"GRPC_LISTEN: can't listen on {address}; choose another") from None
 
 
-async def _stop(server: grpc.aio.Server, grace: float) -> None:
-    """Take no new calls, let those under way finish for a while, then end them."""
-    await asyncio.shield(server.stop(grace))
+async def _drain(runs: Runs, watching: Watching, thread_watch: ThreadWatch, grace: float) -> None:
+    """Send those away whom another server can serve, and let the answers that are made here come to an end."""
+    watching.dismiss()
+    thread_watch.dismiss()
+    await asyncio.shield(runs.drain(grace))
+
+
+async def _stop(server: grpc.aio.Server) -> None:
+    """Take no new calls, let those under way tell their ends, then end them."""
+    await asyncio.shield(server.stop(_LAST_WORDS_SECONDS))
     log.info("stopped")

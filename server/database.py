@@ -17,11 +17,14 @@ from server.settings import Settings
 from server.text_repair import whole
 
 if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
     # The classes are generic in their stubs only.
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+    PoolConnection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
 else:
-    Connection = asyncpg.Connection
+    Connection = PoolConnection = asyncpg.Connection
 
 T = TypeVar("T")
 
@@ -94,7 +97,7 @@ class Database:
         # the connection back: a server that fell silent doesn't answer to a cancel either.
         try:
             async with asyncio.timeout(seconds), self.pool.acquire(timeout=seconds) as connection:
-                return await connection.fetch(statement, *map(_storable, values))
+                return await connection.fetch(statement, *map(storable, values))
         except _LOST:
             # The others are likely lost too. They are replaced before their next use, and fail nobody else.
             await self.pool.expire_connections()
@@ -128,11 +131,21 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
             url = settings.database_url
         description = settings.database_description
         await _migrate(url, description, settings)
-        pool = await _reached(_open_pool(url, settings), description)
+        pool = await _reached(_open_pool(url, settings, settings.database_pool_size), description)
         try:
             yield Database(pool, url, description, settings.database_timeout_seconds)
         finally:
             await _close(pool)
+
+
+@asynccontextmanager
+async def open_beside(database: Database, settings: Settings, connections: int) -> AsyncIterator[Database]:
+    """The same database over connections of its own, for what must not wait while all others are in use."""
+    pool = await _reached(_open_pool(database.url, settings, connections), database.description)
+    try:
+        yield Database(pool, database.url, database.description, settings.database_timeout_seconds)
+    finally:
+        await _close(pool)
 
 
 async def translated(work: Awaitable[T]) -> T:
@@ -162,7 +175,7 @@ def _is_unreachable(error: Exception) -> bool:
     return isinstance(error, _UNREACHABLE)
 
 
-def _storable(value: object) -> object:
+def storable(value: object) -> object:
     """A value without what PostgreSQL's text can't hold: half an emoji, and NUL.
 
     They come in ids, titles and what is said; in JSON both are gone by now.
@@ -170,15 +183,15 @@ def _storable(value: object) -> object:
     if isinstance(value, str):
         return whole(value).replace("\0", "\ufffd")
     if isinstance(value, list):
-        return [_storable(element) for element in value]
+        return [storable(element) for element in value]
     return value
 
 
-async def _open_pool(url: str, settings: Settings) -> Pool:
+async def _open_pool(url: str, settings: Settings, connections: int) -> Pool:
     return await asyncpg.create_pool(
         url,
         min_size=1,
-        max_size=settings.database_pool_size,
+        max_size=connections,
         timeout=settings.database_timeout_seconds,
         command_timeout=settings.database_timeout_seconds,
         connection_class=PooledConnection,
@@ -217,6 +230,7 @@ async def _reached(connecting: Awaitable[T], description: str) -> T:
 
 async def _close(pool: Pool) -> None:
     try:
-        await asyncio.wait_for(pool.close(), _CLOSE_TIMEOUT_SECONDS)
+        async with asyncio.timeout(_CLOSE_TIMEOUT_SECONDS):
+            await pool.close()
     except TimeoutError:
         pool.terminate()

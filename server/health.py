@@ -14,21 +14,22 @@ from chatkit_grpc.services import OPENAI_KEY
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.database import Database
+from server.worker import Worker
 
 _INTERVAL = 2.0
 
 log = logging.getLogger(__name__)
 
 
-class HealthReporter:
+class HealthReporter(Worker):
     """Asks the database every two seconds, and tells whoever asks or watches."""
 
     def __init__(self, database: Database, *, has_openai_key: bool) -> None:
+        super().__init__("health", self._report_for_ever)
         self._database = database
         self._has_openai_key = has_openai_key
         self._servicer = health.aio.HealthServicer()
         self._names: tuple[str, ...] = ()
-        self._task: asyncio.Task[None] | None = None
         self._was_serving: bool | None = None
 
     def add_to(self, server: grpc.aio.Server, services: Iterable[str]) -> None:
@@ -39,15 +40,12 @@ class HealthReporter:
     async def __aenter__(self) -> Self:
         await self._servicer.set(OPENAI_KEY, _status(is_serving=self._has_openai_key))
         await self._report()
-        self._task = asyncio.create_task(self._report_for_ever(), name="health")
-        return self
+        return await super().__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().__aexit__(kind, error, tb)
         await self._servicer.enter_graceful_shutdown()
 
     async def _report_for_ever(self) -> None:

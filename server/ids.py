@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 Kind = Literal[
-    "thread", "message", "tool_call", "task", "workflow", "attachment", "sdk_hidden_context", "run"
-]  # the SDK's, and "run"
+    "thread", "message", "tool_call", "task", "workflow", "attachment", "sdk_hidden_context", "run", "server"
+]  # the SDK's, "run" and "server"
 
 _PREFIXES: Mapping[Kind, str] = {
     "thread": "thr",
@@ -20,6 +20,7 @@ _PREFIXES: Mapping[Kind, str] = {
     "attachment": "atc",
     "sdk_hidden_context": "shcx",
     "run": "run",
+    "server": "srv",
 }
 
 

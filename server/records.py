@@ -10,7 +10,9 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 from chatkit.types import Attachment, ThreadItem, ThreadMetadata, WidgetItem
 from chatkit.widgets import DynamicWidgetRoot
+from chatkit_grpc import codec
 from chatkit_grpc.errors import DatabaseError
+from chatkit_grpc.v1.item_pb2 import ThreadItem as ThreadItemMessage
 from pydantic import BaseModel, TypeAdapter
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_core import PydanticSerializationError, to_json
@@ -89,6 +91,13 @@ def item_of(row: asyncpg.Record) -> ThreadItem:
     item.created_at = to_local(item.created_at)
     if isinstance(item, WidgetItem):
         _restore_widget(item, json.loads(row["item"])["widget"])
+    return item
+
+
+def item_of_message(message: ThreadItemMessage) -> ThreadItem:
+    """An item of the contract as the SDK has it. Raises pydantic's ValidationError for what the SDK doesn't know."""
+    item: ThreadItem = _ITEM.validate_json(codec.encode(message))
+    item.created_at = to_local(item.created_at)
     return item
 
 

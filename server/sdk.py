@@ -7,12 +7,15 @@ import inspect
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from typing import Any, TypeVar
+from contextlib import aclosing
+from typing import Any, TypeVar, cast
 
 import chatkit.server
 from chatkit.server import ChatKitServer
 from chatkit.types import (
     AssistantMessageContentPartTextDelta,
+    HiddenContextItem,
+    SDKHiddenContextItem,
     StreamingReq,
     Thread,
     ThreadAddClientToolOutputParams,
@@ -20,6 +23,8 @@ from chatkit.types import (
     ThreadAddUserMessageParams,
     ThreadCreateParams,
     ThreadCustomActionParams,
+    ThreadItem,
+    ThreadItemDoneEvent,
     ThreadItemUpdatedEvent,
     ThreadMetadata,
     ThreadRetryAfterItemParams,
@@ -30,6 +35,7 @@ from chatkit.types import (
     ThreadsCustomActionReq,
     ThreadsRetryAfterItemReq,
     ThreadsSyncCustomActionReq,
+    UserMessageItem,
 )
 from chatkit.types import Page as SDKPage
 from chatkit.types import ThreadStreamEvent as SDKEvent
@@ -53,6 +59,7 @@ _EVENTS_AT_A_STRETCH = 64
 """How many events an assistant may say before others get their turn."""
 
 _USED_METHODS: Mapping[str, tuple[str, ...]] = {
+    "_process_new_thread_item_respond": ("self", "thread", "item", "context"),
     "_process_streaming_impl": ("self", "request", "context"),
     "_process_events": ("self", "thread", "context", "stream"),
     "_process_sync_custom_action": ("self", "request", "context"),
@@ -185,6 +192,23 @@ def to_message(value: BaseModel, message_type: type[M]) -> M:
     except ValidationError:
         # Its words would quote what was said.
         raise AgentError("The assistant said something that can't be sent.") from None
+
+
+async def answer_item(
+    server: ChatKitServer[Any], thread_id: str, item: ThreadItem, context: RequestContext
+) -> EventStream:
+    """Add an item to a thread and let the core answer it, as it answers what a user sends."""
+    thread = await server.store.load_thread(thread_id, context)
+    if isinstance(item, UserMessageItem):
+        events = server._process_new_thread_item_respond(thread, item, context)  # noqa: SLF001 # what this file is for
+    else:
+        await server.store.add_thread_item(thread_id, item, context)
+        if not isinstance(item, (HiddenContextItem, SDKHiddenContextItem)):
+            yield ThreadItemDoneEvent(item=item)
+        events = server._process_events(thread, context, lambda: server.respond(thread, None, context))  # noqa: SLF001 # as above
+    async with aclosing(cast("EventStream", events)):
+        async for event in events:
+            yield event
 
 
 def thread_response(thread: ThreadMetadata, items: SDKPage[Any] | None = None) -> Thread:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from chatkit_grpc.environment import Address, Environment
@@ -13,6 +13,10 @@ from environs import ValidationError
 from environs import validate as must_be
 
 DEFAULT_LISTEN = Address("127.0.0.1", 50051)
+ConflictPolicy = Literal["interrupt", "enqueue", "reject"]
+"""What becomes of a run when another one is asked for on its thread."""
+LogMode = Literal["behind", "ahead"]
+"""Whether watchers see a token before it is in the log, or after."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -30,6 +34,12 @@ class Settings:
     chatkit_server: str = "server.assistant:create_assistant"
     max_request_bytes: int = 4 * 1024 * 1024
     shutdown_grace_seconds: float = 5.0
+    run_grace_seconds: float = 10.0
+    run_conflict: ConflictPolicy = "interrupt"
+    run_log: LogMode = "behind"
+    run_log_ttl_seconds: float = 600.0
+    lease_seconds: float = 7.0
+    thread_ttl_days: float | None = None
     log_level: str = "INFO"
     openai_api_key: str | None = None
     xiaomi_api_key: str | None = None
@@ -62,6 +72,18 @@ class Settings:
             "shutdown_grace_seconds": env.float(
                 "SHUTDOWN_GRACE_SECONDS", default.shutdown_grace_seconds, validate=must_be.Range(0, 3600)
             ),
+            "run_grace_seconds": env.float(
+                "RUN_GRACE_SECONDS", default.run_grace_seconds, validate=must_be.Range(-1, 86400)
+            ),
+            "run_conflict": env.str(
+                "RUN_CONFLICT", default.run_conflict, validate=must_be.OneOf(get_args(ConflictPolicy))
+            ),
+            "run_log": env.str("RUN_LOG", default.run_log, validate=must_be.OneOf(get_args(LogMode))),
+            "run_log_ttl_seconds": env.float(
+                "RUN_LOG_TTL_SECONDS", default.run_log_ttl_seconds, validate=must_be.Range(1, 86400)
+            ),
+            "lease_seconds": env.float("LEASE_SECONDS", default.lease_seconds, validate=must_be.Range(2, 3600)),
+            "thread_ttl_days": env.float("THREAD_TTL_DAYS", default.thread_ttl_days, validate=_thread_ttl),
             "log_level": env.str("LOG_LEVEL", default.log_level, validate=must_be.OneOf(LOG_LEVELS)),
             "openai_api_key": env.text("OPENAI_API_KEY"),
             "xiaomi_api_key": env.text("XIAOMI_API_KEY"),
@@ -102,6 +124,11 @@ def _postgres_url(url: str) -> None:
     scheme = urlsplit(url).scheme if url else "postgresql"
     if scheme not in {"postgresql", "postgres"}:
         raise ValidationError(f"expected postgresql://user@host/name, got the scheme {scheme!r}")
+
+
+def _thread_ttl(days: float | None) -> None:
+    if days is not None and not 0 < days < 36500:
+        raise ValidationError(f"expected more than 0 days, got {days:g}")
 
 
 def _http_url(url: str) -> None:

@@ -1,6 +1,11 @@
-"""The statements of the store. Each names its user: what belongs to another doesn't exist."""
+"""The statements of the store. Each names its user: what belongs to another doesn't exist.
 
-# A thread's row, as far as the SDK knows it. An update leaves alone when it was created and how far it has counted.
+What a run writes names its epoch too, and finds no thread once the lease has passed to another run or to nobody. What
+is written outside of runs has no epoch.
+"""
+
+# A thread's row, as far as the SDK knows it. An update leaves alone how far it has counted, and when it was created,
+# but for the thread's first run: the row was made with its lease, and the time that its page is told comes now.
 SAVE_THREAD = """
 insert into chat_sessions
     (user_id, session_id, title, status, status_reason, allowed_image_domains, metadata, created_at)
@@ -11,7 +16,10 @@ on conflict (user_id, session_id) do update set
     status_reason = excluded.status_reason,
     allowed_image_domains = excluded.allowed_image_domains,
     metadata = excluded.metadata,
+    created_at = case when $9 = 1 then excluded.created_at else chat_sessions.created_at end,
     updated_at = now()
+where $9::bigint is null or chat_sessions.run_epoch = $9 and chat_sessions.active_run_id is not null
+returning session_id
 """
 
 # Only what the caller changed, since others write to the thread meanwhile. A title that isn't the one the caller knew
@@ -25,6 +33,7 @@ update chat_sessions set
     metadata = case when 'metadata' = any ($3) then $9 else metadata end,
     updated_at = now()
 where user_id = $1 and session_id = $2
+    and ($10::bigint is null or run_epoch = $10 and active_run_id is not null)
 returning session_id
 """
 
@@ -32,6 +41,20 @@ RENAME_THREAD = """
 update chat_sessions set title = $3, updated_at = now()
 where user_id = $1 and session_id = $2
 returning session_id, title, status, status_reason, allowed_image_domains, metadata, created_at
+"""
+
+# Something happened on a thread that no run's events tell of, and whoever watches shall see it.
+RECORD_CHANGE = """
+with thread as (
+    update chat_sessions set log_position = log_position + 1
+    where user_id = $1 and session_id = $2
+        and ($4::bigint is null or run_epoch = $4 and active_run_id is not null)
+    returning log_position
+), event as (
+    insert into thread_events (user_id, session_id, position, kind, events)
+    select $1, $2, log_position, 'changed', $3 from thread
+)
+select log_position, pg_notify('chatkit_grpc', 'log') from thread
 """
 
 LOAD_THREAD = """
@@ -65,15 +88,30 @@ order by created_at desc, session_id desc
 limit $3
 """
 
-# The items go with it, and with them their feedback. Attachments stay: their files have to be deleted elsewhere.
+# The items go with it, and with them their feedback. Attachments stay: their files have to be deleted elsewhere. With
+# $3 only a thread that nothing was written to for so many seconds. FORGET_RUNS comes after it.
 DELETE_THREAD = """
 with deleted as (
-    delete from chat_sessions where user_id = $1 and session_id = $2 returning session_id
+    delete from chat_sessions
+    where user_id = $1 and session_id = $2
+        and ($3::float8 is null or active_run_id is null and updated_at < now() - make_interval(secs => $3))
+    returning session_id
 ), unlinked as (
     update attachments set session_id = null from deleted
     where attachments.user_id = $1 and attachments.session_id = deleted.session_id
 )
-select session_id from deleted
+select session_id, pg_notify('chatkit_grpc', 'log') from deleted
+"""
+
+# The runs of a thread that is gone, with all that was logged. A statement of its own: it is to see the run too that
+# began while the thread was being deleted.
+FORGET_RUNS = """
+with forgotten_changes as (
+    delete from thread_events where user_id = $1 and session_id = $2
+), forgotten as (
+    delete from runs where user_id = $1 and session_id = $2 returning run_id
+)
+delete from run_events using forgotten where user_id = $1 and run_events.run_id = forgotten.run_id
 """
 
 # An item gets the position that its thread's row gives out: that row is locked meanwhile, so no two get the same.
@@ -82,11 +120,12 @@ SAVE_ITEM = """
 with thread as (
     update chat_sessions set next_position = next_position + 1, updated_at = now()
     where user_id = $1 and session_id = $2
+        and ($10::bigint is null or run_epoch = $10 and active_run_id is not null)
     returning next_position - 1 as position
 )
 insert into chat_messages
-    (user_id, session_id, message_id, position, item_type, sender_type, content, "timestamp", item)
-select $1, $2, $3, thread.position, $4, $5, $6, $7, $8 from thread
+    (user_id, session_id, message_id, position, item_type, sender_type, content, "timestamp", item, run_id)
+select $1, $2, $3, thread.position, $4, $5, $6, $7, $8, $9 from thread
 on conflict (user_id, session_id, message_id) do update set
     item_type = excluded.item_type,
     sender_type = excluded.sender_type,
@@ -96,12 +135,75 @@ on conflict (user_id, session_id, message_id) do update set
 returning position
 """
 
+# As SAVE_ITEM, but one that is there already is left alone: then no row comes back, as without a thread.
+APPEND_ITEM = """
+with thread as (
+    update chat_sessions set next_position = next_position + 1, updated_at = now(), log_position = log_position + 1
+    where user_id = $1 and session_id = $2
+        and not exists (select from chat_messages where user_id = $1 and session_id = $2 and message_id = $3)
+    returning next_position - 1 as position, log_position
+), event as (
+    insert into thread_events (user_id, session_id, position, kind, events)
+    select $1, $2, log_position, 'changed', $9 from thread
+)
+insert into chat_messages
+    (user_id, session_id, message_id, position, item_type, sender_type, content, "timestamp", item)
+select $1, $2, $3, thread.position, $4, $5, $6, $7, $8 from thread
+returning position, pg_notify('chatkit_grpc', 'log')
+"""
+
 LOAD_ITEM = """
 select message_id, item from chat_messages where user_id = $1 and session_id = $2 and message_id = $3
 """
 
+# The items that a run left on its thread, for the replay of one whose log is gone.
+LOAD_ITEMS_OF_RUN = """
+select message_id, item from chat_messages
+where user_id = $1 and session_id = $2 and run_id = $3 and not hidden
+order by position
+limit 1000
+"""
+
+# The thread comes back whether it had the item or not.
 DELETE_ITEM = """
-delete from chat_messages where user_id = $1 and session_id = $2 and message_id = $3
+with thread as (
+    update chat_sessions set updated_at = now()
+    where user_id = $1 and session_id = $2
+        and ($4::bigint is null or run_epoch = $4 and active_run_id is not null)
+    returning session_id
+), deleted as (
+    delete from chat_messages using thread
+    where user_id = $1 and chat_messages.session_id = $2 and message_id = $3
+)
+select session_id from thread
+"""
+
+# What a run answers again: the user's message that an item is, else the next one after it, else the last one before it.
+# All that came later is deleted, and comes back.
+RETRY_AFTER_ITEM = """
+with thread as (
+    update chat_sessions set updated_at = now()
+    where user_id = $1 and session_id = $2 and run_epoch = $4 and active_run_id is not null
+    returning session_id
+), chosen as (
+    select position from chat_messages where user_id = $1 and session_id = $2 and message_id = $3
+), message as (
+    select message_id, position from chat_messages
+    where user_id = $1 and session_id = $2 and item_type = 'user_message' and exists (select from chosen)
+    order by
+        position >= (select position from chosen) desc,
+        case when position >= (select position from chosen) then position else -position end
+    limit 1
+), deleted as (
+    delete from chat_messages using thread, message
+    where user_id = $1 and chat_messages.session_id = $2 and chat_messages.position > message.position
+    returning chat_messages.message_id, chat_messages.position, chat_messages.hidden
+)
+select
+    exists (select from thread) as has_lease,
+    exists (select from chosen) as has_item,
+    (select message_id from message) as message_id,
+    (select array_agg(message_id order by position) from deleted where not hidden) as removed
 """
 
 # A page after an item, as for threads. The cursor may be hidden where the page shows no hidden items.
@@ -169,14 +271,21 @@ select
     exists (select from chat_messages where user_id = $1 and session_id = $2 and message_id = $3) as item
 """
 
+# Under a lease the thread's row is locked against whoever would take it away meanwhile.
 SAVE_ATTACHMENT = """
+with lease as (
+    select from chat_sessions
+    where user_id = $1 and session_id = $3 and run_epoch = $7 and active_run_id is not null
+    for share
+)
 insert into attachments (user_id, attachment_id, session_id, name, mime_type, attachment)
-values ($1, $2, $3, $4, $5, $6)
+select $1, $2, $3, $4, $5, $6 where $7::bigint is null or exists (select from lease)
 on conflict (user_id, attachment_id) do update set
     session_id = excluded.session_id,
     name = excluded.name,
     mime_type = excluded.mime_type,
     attachment = excluded.attachment
+returning attachment_id
 """
 
 LOAD_ATTACHMENT = """

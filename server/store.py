@@ -1,7 +1,7 @@
 """Threads, items, attachments and feedback in PostgreSQL, as the SDK wants them stored.
 
 Each method is one statement, and a second one says why a page is empty. Each statement names its user: what belongs to
-another doesn't exist.
+another doesn't exist. What a run writes to its thread is written under its lease, or not at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import asyncpg
 from chatkit.store import NotFoundError as SDKNotFoundError
 from chatkit.store import Store, StoreItemType
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
-from chatkit_grpc.errors import NotFoundError, ValidationError
+from chatkit_grpc.errors import DatabaseError, NotFoundError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server import statements
@@ -23,6 +23,7 @@ from server.database import Database
 from server.ids import new_id
 from server.item_text import sender_of, text_of
 from server.records import Columns, attachment_of, columns_of, item_of, json_of, json_of_item, thread_of
+from server.runs.lease import Lease, LeaseLostError, lease_of
 from server.text_repair import whole
 from server.times import to_utc
 
@@ -37,10 +38,14 @@ _VISIBLE_ITEMS_PAGE = {"asc": statements.LOAD_VISIBLE_ITEMS_ASC, "desc": stateme
 _SEEN_THREADS = "_chatkit_grpc.threads"
 """Where a context keeps what its request has seen of threads."""
 
+_NEW_THREAD_ID = "_chatkit_grpc.new_thread_id"
+"""Where a context keeps the id of the thread that its request makes."""
+
 _ROWS_AT_A_STRETCH = 200
 """How many rows are parsed before others get their turn."""
 
 _QUOTED_LENGTH = 200
+_UNIQUE_VIOLATION = "23505"
 
 
 class RecordNotFoundError(NotFoundError, SDKNotFoundError):
@@ -75,8 +80,14 @@ class PostgresStore(Store[RequestContext]):
         self._database = database
 
     def generate_thread_id(self, context: RequestContext) -> str:
-        """An id for a new thread."""
-        return new_id("thread")
+        """An id for a new thread: for the first of a request that makes one, the id that its run knows it by."""
+        prepared: str | None = context.pop(_NEW_THREAD_ID, None)
+        return prepared or new_id("thread")
+
+    def prepare_thread(self, context: RequestContext) -> str:
+        """The id of the thread that a request will make."""
+        context[_NEW_THREAD_ID] = thread_id = new_id("thread")
+        return thread_id
 
     def generate_item_id(
         self,
@@ -101,10 +112,10 @@ class PostgresStore(Store[RequestContext]):
         if seen:
             await self._update_thread(thread.id, columns, seen, context)
         else:
-            created_at = to_utc(thread.created_at)
-            await self._database.fetch(
-                statements.SAVE_THREAD, context["user_id"], thread.id, *columns.values(), created_at
-            )
+            lease = lease_of(context, thread.id)
+            values = (*columns.values(), to_utc(thread.created_at), lease and lease.epoch)
+            row = await self._database.fetchrow(statements.SAVE_THREAD, context["user_id"], thread.id, *values)
+            _check_written(row, thread.id, lease)
         seen[:] = [columns]
 
     async def rename_thread(self, thread_id: str, title: str, context: RequestContext) -> ThreadMetadata:
@@ -128,8 +139,9 @@ class PostgresStore(Store[RequestContext]):
 
     async def delete_thread(self, thread_id: str, context: RequestContext) -> None:
         """Delete a thread with its items and their feedback. Its attachments stay, no longer linked to a thread."""
-        if not await self._database.fetch(statements.DELETE_THREAD, context["user_id"], thread_id):
+        if not await self._database.fetch(statements.DELETE_THREAD, context["user_id"], thread_id, None):
             raise RecordNotFoundError.thread(thread_id)
+        await self._database.fetch(statements.FORGET_RUNS, context["user_id"], thread_id)
 
     async def load_thread_items(
         self, thread_id: str, after: str | None, limit: int, order: str, context: RequestContext
@@ -145,19 +157,11 @@ class PostgresStore(Store[RequestContext]):
 
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
         """Add an item at the end of its thread. One that is there already is replaced where it is."""
-        row = await self._database.fetchrow(
-            statements.SAVE_ITEM,
-            context["user_id"],
-            thread_id,
-            item.id,
-            item.type,
-            sender_of(item),
-            text_of(item),
-            to_utc(item.created_at),
-            json_of_item(item),
-        )
-        if row is None:
-            raise RecordNotFoundError.thread(thread_id)
+        lease = lease_of(context, thread_id)
+        values = (context["user_id"], thread_id, *item_values(item), lease and lease.run_id, lease and lease.epoch)
+        _check_written(await self._database.fetchrow(statements.SAVE_ITEM, *values), thread_id, lease)
+        if lease is not None:
+            lease.stored.add(item.id)
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
         """Replace an item where it is. One that isn't there yet is added."""
@@ -170,13 +174,59 @@ class PostgresStore(Store[RequestContext]):
             raise RecordNotFoundError.item(thread_id, item_id)
         return item_of(row)
 
+    async def load_items_of_run(self, thread_id: str, run_id: str, context: RequestContext) -> list[ThreadItem]:
+        """The items that a run left on its thread, for the user to see."""
+        rows = await self._database.fetch(statements.LOAD_ITEMS_OF_RUN, context["user_id"], thread_id, run_id)
+        return await _each(rows, item_of)
+
     async def delete_thread_item(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         """Delete an item. It needn't be there: the SDK cleans up items that may never have been stored."""
-        await self._database.fetch(statements.DELETE_ITEM, context["user_id"], thread_id, item_id)
+        lease = lease_of(context, thread_id)
+        values = (context["user_id"], thread_id, item_id, lease and lease.epoch)
+        row = await self._database.fetchrow(statements.DELETE_ITEM, *values)
+        if lease is not None:
+            _check_written(row, thread_id, lease)
+
+    async def append_item(self, thread_id: str, item: ThreadItem, change: bytes, context: RequestContext) -> bool:
+        """Add an item unless the thread has one with its id, and tell those who watch. Whether it was added."""
+        values = (context["user_id"], thread_id, *item_values(item), change)
+        try:
+            return bool(await self._database.fetch(statements.APPEND_ITEM, *values))
+        except DatabaseError as error:
+            if error.metadata.get("sqlstate") == _UNIQUE_VIOLATION:
+                return False  # it came at the same time from elsewhere
+            raise
+
+    async def record_change(self, thread_id: str, change: bytes, context: RequestContext) -> None:
+        """Tell those who watch a thread what was changed on it."""
+        lease = lease_of(context, thread_id)
+        await self._database.fetch(
+            statements.RECORD_CHANGE, context["user_id"], thread_id, change, lease and lease.epoch
+        )
+
+    async def retry_after_item(self, thread_id: str, item_id: str, context: RequestContext) -> tuple[str, list[str]]:
+        """Delete what came after a user's message: the item, the next one after it, or the last one before it.
+
+        Returns that message's id, and the ids of the items that are gone. Raises RecordNotFoundError where there is no
+        such item or no user's message, and LeaseLostError outside of a run.
+        """
+        lease = lease_of(context, thread_id)
+        values = (context["user_id"], thread_id, item_id, lease and lease.epoch)
+        row = await self._database.fetchrow(statements.RETRY_AFTER_ITEM, *values)
+        if row is None or not row["has_lease"]:
+            raise LeaseLostError
+        if not row["has_item"]:
+            raise RecordNotFoundError.item(thread_id, item_id)
+        if row["message_id"] is None:
+            raise ValidationError(
+                "There is no user's message to answer again.", reason=reasons.ERROR_REASON_FAILED_PRECONDITION
+            )
+        return row["message_id"], row["removed"] or []
 
     async def save_attachment(self, attachment: Attachment, context: RequestContext) -> None:
         """Write an attachment, its integration-only metadata included."""
-        await self._database.fetch(
+        lease = lease_of(context, attachment.thread_id)
+        row = await self._database.fetchrow(
             statements.SAVE_ATTACHMENT,
             context["user_id"],
             attachment.id,
@@ -184,7 +234,10 @@ class PostgresStore(Store[RequestContext]):
             attachment.name,
             attachment.mime_type,
             json_of(attachment),
+            lease and lease.epoch,
         )
+        if row is None:
+            raise LeaseLostError
 
     async def load_attachment(self, attachment_id: str, context: RequestContext) -> Attachment:
         """An attachment of the user."""
@@ -217,9 +270,9 @@ class PostgresStore(Store[RequestContext]):
         # Other than all that the request has seen: what it saves may be older than what it loaded last.
         changed = [name for name, value in columns.items() if all(value != version[name] for version in seen)]
         known_title = seen[-1]["title"]
-        values = (context["user_id"], thread_id, changed, known_title, *columns.values())
-        if not await self._database.fetch(statements.UPDATE_THREAD, *values):
-            raise RecordNotFoundError.thread(thread_id)
+        lease = lease_of(context, thread_id)
+        values = (context["user_id"], thread_id, changed, known_title, *columns.values(), lease and lease.epoch)
+        _check_written(await self._database.fetchrow(statements.UPDATE_THREAD, *values), thread_id, lease)
 
     async def _load_items(
         self, statement: str, thread_id: str, after: str | None, limit: int, context: RequestContext
@@ -239,6 +292,16 @@ class PostgresStore(Store[RequestContext]):
             raise RecordNotFoundError.thread(thread_id)
         if after is not None and not row["item"]:
             raise _unknown_cursor(after)
+
+
+def item_values(item: ThreadItem) -> tuple[object, ...]:
+    """What the columns of an item hold, from its id on."""
+    return (item.id, item.type, sender_of(item), text_of(item), to_utc(item.created_at), json_of_item(item))
+
+
+def _check_written(row: asyncpg.Record | None, thread_id: str, lease: Lease | None) -> None:
+    if row is None:
+        raise RecordNotFoundError.thread(thread_id) if lease is None else LeaseLostError()
 
 
 def _quoted(text: str) -> str:

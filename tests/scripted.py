@@ -121,6 +121,7 @@ class ScriptedServer(ChatKitServer[Context]):
         self.contexts: list[RequestContext] = []
         self.may_go_on = asyncio.Event()
         self.is_silent = asyncio.Event()
+        self.steps = asyncio.Semaphore(0)
 
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: Context
@@ -171,6 +172,57 @@ class ScriptedServer(ChatKitServer[Context]):
         while True:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(1000)
+
+    async def say_deaf(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
+        """Two tokens, then no end, whoever cancels, until `may_go_on` is set."""
+        item = self._message(thread, context)
+        yield ThreadItemAddedEvent(item=item)
+        for delta in ("one ", "two "):
+            yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta=delta))
+        self.is_silent.set()
+        while not self.may_go_on.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.may_go_on.wait()
+
+    async def say_steps(
+        self, thread: ThreadMetadata, context: Context, count: str = "3"
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        """One message of numbered tokens, one for each release of `steps`."""
+        item = self._message(thread, context)
+        yield ThreadItemAddedEvent(item=item)
+        self.is_silent.set()
+        for number in range(int(count)):
+            await self.steps.acquire()
+            yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta=f"t{number} "))
+        text = "".join(f"t{number} " for number in range(int(count)))
+        yield ThreadItemDoneEvent(item=item.model_copy(update={"content": [_content(text)]}))
+
+    async def say_large(
+        self, thread: ThreadMetadata, context: Context, count: str = "200", size: str = "10000"
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        """Large numbered tokens as fast as they go, then nothing until `may_go_on` is set."""
+        item = self._message(thread, context)
+        yield ThreadItemAddedEvent(item=item)
+        for number in range(int(count)):
+            delta = f"t{number} ".ljust(int(size), ".")
+            yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta=delta))
+            await asyncio.sleep(0)
+        self.is_silent.set()
+        await self.may_go_on.wait()
+        yield ThreadItemDoneEvent(item=item.model_copy(update={"content": [_content("large")]}))
+
+    async def say_effects(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
+        """An effect, two tokens, nothing until `may_go_on` is set, then another effect and a third token."""
+        item = self._message(thread, context)
+        yield ClientEffectEvent(name="early", data={})
+        yield ThreadItemAddedEvent(item=item)
+        for delta in ("one ", "two "):
+            yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta=delta))
+        self.is_silent.set()
+        await self.may_go_on.wait()
+        yield ClientEffectEvent(name="late", data={})
+        yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta="three"))
+        yield ThreadItemDoneEvent(item=item.model_copy(update={"content": [_content("one two three")]}))
 
     async def say_deep(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
         """An effect that is nested too deeply for any message, then a message."""

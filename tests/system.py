@@ -20,6 +20,8 @@ from server.app import Factory, RunningServer, open_server
 from server.settings import Settings as ServerSettings
 
 ANY_PORT = Address("127.0.0.1", 0)
+IMPATIENT = ServerSettings(environment="development", run_grace_seconds=0)
+"""Stops a run at once that nobody watches, where a test isn't about how long it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,7 @@ async def open_system(
     bridge: BridgeSettings | None = None,
 ) -> AsyncIterator[System]:
     """Run a system; the settings given count but for addresses and database."""
-    settings = replace(
-        server or ServerSettings(environment="development"), database_url=database_url, grpc_listen=ANY_PORT
-    )
+    settings = replace(server or IMPATIENT, database_url=database_url, grpc_listen=ANY_PORT)
     async with open_server(settings, factory) as running:
         target = f"127.0.0.1:{running.port}"
         async with (

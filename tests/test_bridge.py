@@ -23,7 +23,7 @@ from tests.scripted import WHAT_WAS_SAID, ScriptedServer
 from tests.system import System, open_bridge, open_system
 
 SSE = {"accept": "text/event-stream"}
-DEVELOPMENT = ServerSettings(environment="development")
+DEVELOPMENT = ServerSettings(environment="development", run_grace_seconds=0)
 
 
 @pytest.fixture
@@ -174,7 +174,6 @@ async def test_an_operation_that_does_not_fit_the_thread_is_refused(system: Syst
     for body in (
         body_of("threads.add_client_tool_output", thread_id=thread, result=1),
         body_of("threads.add_structured_input", thread_id=thread, item_id=assistant, input={}),
-        body_of("threads.retry_after_item", thread_id=thread, item_id=assistant),
         body_of("threads.sync_custom_action", thread_id=thread, item_id=assistant, action={"type": "x"}),
     ):
         response = await post(system, body)

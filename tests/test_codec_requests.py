@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from chatkit_grpc import codec, text_delta
 from chatkit_grpc.errors import ValidationError
-from chatkit_grpc.v1 import attachment_service_pb2, chat_service_pb2, event_pb2, item_pb2, thread_service_pb2
+from chatkit_grpc.v1 import (
+    attachment_service_pb2,
+    chat_service_pb2,
+    event_pb2,
+    item_pb2,
+    run_pb2,
+    run_service_pb2,
+    thread_service_pb2,
+)
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -26,6 +34,7 @@ NUL = "holds a NUL character, which can't be stored"
 LONE_SURROGATE = "holds a lone surrogate, which is no valid text"
 TOO_DEEP = "nested more than 100 levels deep"
 ANY_LIMIT = "expected a whole number from 0 to 2147483647"
+ANY_SEQUENCE = "expected a whole number from 0 to 9223372036854775807"
 TAG = {"type": "input_tag", "id": "t", "text": "@t"}
 
 
@@ -60,6 +69,14 @@ def speech(text: str) -> dict[str, Any]:
 
 def file_of(size: Any) -> dict[str, Any]:
     return request("attachments.create", name="n", mime_type="m", size=size)
+
+
+def resume(**params: Any) -> dict[str, Any]:
+    return request("runs.resume", run_id="run_1", **params)
+
+
+def retry(**params: Any) -> dict[str, Any]:
+    return request("threads.retry_after_item", thread_id="t", item_id="i", **params)
 
 
 BAD_REQUESTS: list[tuple[Any, str, str]] = [
@@ -100,6 +117,10 @@ BAD_REQUESTS: list[tuple[Any, str, str]] = [
     (answers({"q 1": None}), '$.params.input.answers["q 1"]', "expected an object, got null"),
     (answers({"q": {"values": [1]}}), "$.params.input.answers.q.values[0]", "expected a string, got a number"),
     (answers({"q": {"skipped": 1}}), "$.params.input.answers.q.skipped", "expected true or false, got a number"),
+    (request("runs.cancel", thread_id=5), "$.params.thread_id", "expected a string, got a number"),
+    (request("runs.cancel", run_id={}), "$.params.run_id", "expected a string, got an object"),
+    ({"type": "runs.cancel"}, "$.params", "missing, expected an object"),
+    (retry(request_id=5), "$.params.request_id", "expected a string, got a number"),
     # a type inside
     (
         message_of({"type": "input_text", "text": ""}, {"type": "vidoe"}),
@@ -121,6 +142,9 @@ BAD_REQUESTS: list[tuple[Any, str, str]] = [
     (limit(True), "$.params.limit", "expected a whole number, got true"),
     (file_of(-1), "$.params.size", "expected a whole number from 0 to 9223372036854775807, got -1"),
     (file_of(None), "$.params.size", "expected a whole number, got null"),
+    (resume(after_sequence=-1), "$.params.after_sequence", f"{ANY_SEQUENCE}, got -1"),
+    (resume(after_sequence=2**63), "$.params.after_sequence", f"{ANY_SEQUENCE}, got {2**63}"),
+    (resume(after_sequence="17"), "$.params.after_sequence", "expected a whole number, got a string"),
     # enums
     (request("threads.list", order="up"), "$.params.order", 'unknown value "up", expected asc or desc'),
     (request("threads.list", order="ORDER_ASC"), "$.params.order", 'unknown value "ORDER_ASC", expected asc or desc'),
@@ -144,6 +168,7 @@ BAD_REQUESTS: list[tuple[Any, str, str]] = [
     (tool_output(r'["a",{"b":"\u0000"}]'), "$.params.result[1].b", NUL),
     ({**limit(1), "metadata": {"a": ["\0"]}}, "$.metadata.a[0]", NUL),
     (answers({"q\0": {}}), '$.params.input.answers["q\\u0000"]', NUL),
+    (retry(request_id="\0"), "$.params.request_id", NUL),
     # lone surrogates
     (message_of(attachments=["\udc00"]), "$.params.input.attachments[0]", LONE_SURROGATE),
     (message_of({"type": "input_text", "text": "\ud800"}), "$.params.input.content[0].text", LONE_SURROGATE),
@@ -238,6 +263,14 @@ GOOD_REQUESTS: list[tuple[Any, Any]] = [
     (json.loads(tool_output(r'"\\u0000 \ud83d\ude00"')), json.loads(tool_output('"\\\\u0000 😀"'))),
     (answers({}), answers({})),
     (speech(""), speech("")),
+    # what the SDK doesn't know
+    (resume(after_sequence=17), resume(after_sequence=17)),
+    (resume(after_sequence=17.0), resume(after_sequence=17)),
+    (resume(), resume(after_sequence=0)),
+    (resume(after_sequence=None, thread_id=None), resume(after_sequence=0)),
+    (request("runs.cancel", thread_id="thr_1"), request("runs.cancel", thread_id="thr_1")),
+    (request("runs.cancel", thread_id=None, run_id="run_1"), request("runs.cancel", run_id="run_1")),
+    (retry(request_id=None), retry()),
 ]
 
 
@@ -246,6 +279,33 @@ def test_a_request_is_read_as_generously_as_the_sdk_reads_it(body: Any, read: An
     params = {name: value for name, value in read["params"].items() if value is not None or name == "result"}
     message = codec.decode_request(ChatKitRequest, json.dumps(body))
     assert exact(codec.encode(message)) == exact(json.dumps({"metadata": {}, **read, "params": params}))
+
+
+def test_a_run_is_named_by_itself_or_by_its_thread() -> None:
+    for operation, asked in (("runs.resume", "resume_run"), ("runs.cancel", "cancel_run")):
+        for name in ("run_id", "thread_id"):
+            message = codec.decode_request(ChatKitRequest, json.dumps(request(operation, **{name: "x"})))
+            assert message.WhichOneof("operation") == asked
+            named = {field.name for field, _ in getattr(message, asked).ListFields()}
+            assert named == {name}
+
+
+STARTING_A_RUN = {
+    "threads.create": {"input": {"content": [], "attachments": [], "inference_options": {}}},
+    "threads.add_user_message": {"thread_id": "t", "input": {"content": []}},
+    "threads.add_client_tool_output": {"thread_id": "t", "result": 1},
+    "threads.add_structured_input": {"thread_id": "t", "item_id": "i", "input": {"status": "skipped"}},
+    "threads.retry_after_item": {"thread_id": "t", "item_id": "i"},
+    "threads.custom_action": {"thread_id": "t", "action": {"type": "a"}},
+}
+
+
+@pytest.mark.parametrize(("operation", "params"), STARTING_A_RUN.items())
+def test_every_operation_that_starts_a_run_may_have_a_request_id(operation: str, params: dict[str, Any]) -> None:
+    for extra, has_one in (({"request_id": NASTY_TEXT}, True), ({"request_id": ""}, True), ({}, False)):
+        message = codec.decode_request(ChatKitRequest, json.dumps(request(operation, **params, **extra)))
+        asked = getattr(message, str(message.WhichOneof("operation")))
+        assert (asked.HasField("request_id"), asked.request_id) == (has_one, extra.get("request_id", ""))
 
 
 def test_a_request_may_hold_more_than_a_hundred_objects_side_by_side() -> None:
@@ -273,6 +333,11 @@ Action = chat_service_pb2.Action
 RunAction = chat_service_pb2.RunActionRequest
 CreateThread = chat_service_pb2.CreateThreadRequest
 AddToolOutput = chat_service_pb2.AddClientToolOutputRequest
+AppendItem = thread_service_pb2.AppendItemRequest
+ONE_OF_ITEMS = (
+    "missing, expected one of user_message, assistant_message, client_tool_call, widget, generated_image, "
+    "structured_input, workflow, task, hidden_context_item, sdk_hidden_context, end_of_turn"
+)
 
 
 def tagged(data: str) -> Message:
@@ -306,7 +371,23 @@ BAD_MESSAGES: list[tuple[Message, str, str]] = [
     (thread_service_pb2.ListThreadsRequest(limit=-1), "$.limit", "expected 0 or more, got -1"),
     (thread_service_pb2.ListItemsRequest(thread_id="t", limit=-5), "$.limit", "expected 0 or more, got -5"),
     (attachment_service_pb2.CreateAttachmentRequest(size=-1), "$.size", "expected 0 or more, got -1"),
+    (run_service_pb2.ResumeRunRequest(run_id="r", after_sequence=-1), "$.after_sequence", "expected 0 or more, got -1"),
+    # an item that isn't there, or isn't known
+    (AppendItem(thread_id="t"), "$.item", "missing"),
+    (AppendItem(thread_id="t", item=item_pb2.ThreadItem()), "$.item", ONE_OF_ITEMS),
+    (
+        AppendItem(thread_id="t", item=item_pb2.ThreadItem(unknown='{"type":"hologram","id":"i"}')),
+        "$.item",
+        ONE_OF_ITEMS,
+    ),
+    (
+        AppendItem(thread_id="t", item=item_pb2.ThreadItem(widget=item_pb2.WidgetItem(widget="[]"))),
+        "$.item.widget.widget",
+        "expected an object, got a list",
+    ),
     # NUL in text
+    (run_service_pb2.CancelRunRequest(thread_id="a\0"), "$.thread_id", NUL),
+    (CreateThread(input=INPUT, request_id="a\0"), "$.request_id", NUL),
     (thread_service_pb2.GetThreadRequest(thread_id="a\0"), "$.thread_id", NUL),
     (
         thread_service_pb2.AddFeedbackRequest(item_ids=["a", "\0"], kind=thread_service_pb2.FEEDBACK_KIND_POSITIVE),
@@ -381,6 +462,12 @@ def test_a_required_value_that_the_schema_does_not_know_is_refused() -> None:
         tagged(json.dumps(nasty_json())),
         AddToolOutput(thread_id="t", result="null"),
         AddToolOutput(thread_id="t", result=' {"a": 1} '),
+        CreateThread(input=INPUT, request_id=""),
+        run_service_pb2.ResumeRunRequest(run_id="r"),
+        run_service_pb2.ResumeRunRequest(thread_id="t", after_sequence=2**63 - 1),
+        run_service_pb2.CancelRunRequest(thread_id="t"),
+        run_service_pb2.AcknowledgeRunRequest(run_id="r"),
+        AppendItem(thread_id="t", item=item_pb2.ThreadItem(end_of_turn=item_pb2.EndOfTurnItem())),
         RunAction(thread_id="t", action=Action(type="")),
         RunAction(thread_id="t", action=Action(type="a", payload="")),
         submission(q="a"),
@@ -524,6 +611,29 @@ def test_a_progress_that_is_no_number_is_written_as_the_null_that_the_sdk_writes
 
 
 # What is written -----------------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_run_is_told_with_its_state() -> None:
+    ended = thread_service_pb2.WatchThreadResponse(cursor="c")
+    ended.run_ended.run_id, ended.run_ended.state = "run_1", run_pb2.RUN_STATE_CANCELLED
+    assert codec.encode(ended) == '{"type":"run.ended","run_id":"run_1","state":"cancelled","cursor":"c"}'
+    stopped = run_service_pb2.CancelRunResponse(run_id="run_1", state=run_pb2.RUN_STATE_CANCELLED)
+    assert codec.encode(stopped) == '{"run_id":"run_1","state":"cancelled"}'
+
+
+def test_where_nothing_ran_there_is_nothing_to_tell() -> None:
+    assert codec.encode(run_service_pb2.CancelRunResponse()) == "{}"
+    assert codec.encode(run_service_pb2.AcknowledgeRunResponse()) == "{}"
+
+
+def test_a_batch_that_a_watcher_gets_says_its_state_only_at_the_end() -> None:
+    events = [event_pb2.ThreadStreamEvent(progress_update=event_pb2.ProgressUpdateEvent(text="a"))]
+    response = thread_service_pb2.WatchThreadResponse(cursor="c")
+    response.batch.CopyFrom(run_pb2.EventBatch(run_id="run_1", first_sequence=2**62, events=events))
+    written = f'"run_id":"run_1","first_sequence":{2**62},"events":[{{"type":"progress_update","text":"a"}}]'
+    assert codec.encode(response) == f'{{"type":"batch",{written},"cursor":"c"}}'
+    response.batch.state = run_pb2.RUN_STATE_FAILED
+    assert codec.encode(response) == f'{{"type":"batch",{written},"state":"failed","cursor":"c"}}'
 
 
 def test_an_enum_number_that_the_schema_does_not_know_is_left_out() -> None:

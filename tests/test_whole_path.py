@@ -26,7 +26,7 @@ async def system_with(
     monkeypatch: pytest.MonkeyPatch, database_url: str, kind: str, *script: Step
 ) -> AsyncIterator[tuple[System, FakeOpenAI]]:
     async with FakeOpenAI(script) as fake:
-        settings = Settings(environment="development")
+        settings = Settings(environment="development", run_grace_seconds=0)
         if kind == "responses":
             monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)  # read by OpenAI's own client
             settings = replace(settings, openai_api_key="sk-test")

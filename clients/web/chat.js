@@ -91,6 +91,7 @@ class Conversation {
   element = make("div", "conversation");
   status = "";
   mayStop = false;
+  isStopped = false;
   lastMessageId = "";
   items = /** @type {Map<string, HTMLElement>} */ (new Map());
   /** Set while an answer is made. */
@@ -127,17 +128,19 @@ class Conversation {
 
   /** Sends an operation that a stream answers, and shows that. @param {string} type @param {object} params */
   async run(type, params) {
-    Object.assign(this, { controller: new AbortController(), mayStop: false, status: "Waiting for the answer …" });
+    Object.assign(this, { controller: new AbortController(), mayStop: false, isStopped: false });
+    this.status = "Waiting for the answer …";
     if (this.id) running.set(this.id, this);
     showState();
     try {
       const response = await post(type, params, this.controller?.signal);
       for await (const event of readEvents(/** @type {ReadableStream} */ (response.body))) this.receive(event);
     } catch (error) {
-      if (this.controller?.signal.aborted) this.element.append(make("p", "item other", "Stopped."));
+      if (this.controller?.signal.aborted) this.isStopped = true;
       else if (error instanceof Failure) this.addError(error.message, this.retry());
       else this.addError("The connection broke off before the answer was complete.", this.retry());
     }
+    if (this.isStopped) this.element.append(make("p", "item other", "Stopped."));
     Object.assign(this, { controller: null, status: "" });
     running.delete(this.id);
     for (const item of this.items.values()) item.removeAttribute("aria-busy");
@@ -315,8 +318,12 @@ async function send() {
   } else if (isNew && thread && !thread.title) await nameAfter(thread.id, text);
 }
 
+/** Ends the answer at the server, which then ends the stream; a page that only left would let it go on for a while. */
 function stop() {
-  if (shown.mayStop) shown.controller?.abort();
+  const { id, controller, mayStop } = shown;
+  if (!mayStop) return;
+  shown.isStopped = true;
+  call("runs.cancel", { thread_id: id }).catch(() => controller?.abort());
   page.text.focus();
 }
 

@@ -149,6 +149,12 @@ class NotFoundError(ChatKitError):
     default_reason = reasons.ERROR_REASON_THREAD_NOT_FOUND
 
 
+class ConflictError(ChatKitError):
+    """What else is on the thread, or happens on it, doesn't allow what was asked for."""
+
+    default_reason = reasons.ERROR_REASON_RUN_CONFLICT
+
+
 class LimitError(ChatKitError):
     """The caller asks for more than he may have."""
 
@@ -199,6 +205,14 @@ TABLE: Mapping[ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_DEADLINE_EXCEEDED: Row(grpc.StatusCode.DEADLINE_EXCEEDED, 504, UnavailableError),
     reasons.ERROR_REASON_CANCELLED: Row(grpc.StatusCode.CANCELLED, 499, UnavailableError),
     reasons.ERROR_REASON_INTERNAL: Row(grpc.StatusCode.INTERNAL, 500, ChatKitError),
+    reasons.ERROR_REASON_RUN_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND, 404, NotFoundError),
+    reasons.ERROR_REASON_RUN_CONFLICT: Row(grpc.StatusCode.ABORTED, 409, ConflictError),
+    reasons.ERROR_REASON_RUN_INTERRUPTED: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
+    reasons.ERROR_REASON_THREAD_LOCKED: Row(grpc.StatusCode.FAILED_PRECONDITION, 409, ConflictError),
+    reasons.ERROR_REASON_THREAD_CLOSED: Row(grpc.StatusCode.FAILED_PRECONDITION, 409, ConflictError),
+    reasons.ERROR_REASON_REQUEST_ID_REUSED: Row(grpc.StatusCode.INVALID_ARGUMENT, 422, ValidationError),
+    reasons.ERROR_REASON_EVENTS_EXPIRED: Row(grpc.StatusCode.OUT_OF_RANGE, 410, NotFoundError),
+    reasons.ERROR_REASON_ITEM_EXISTS: Row(grpc.StatusCode.ALREADY_EXISTS, 409, ConflictError),
 }
 
 

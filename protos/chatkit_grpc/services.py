@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from chatkit_grpc.v1 import attachment_service_pb2, chat_service_pb2, thread_service_pb2
+from chatkit_grpc.v1 import attachment_service_pb2, chat_service_pb2, run_service_pb2, thread_service_pb2
 
 SERVICES: Mapping[str, ServiceDescriptor] = {
     service.full_name: service
-    for module in (chat_service_pb2, thread_service_pb2, attachment_service_pb2)
+    for module in (chat_service_pb2, thread_service_pb2, run_service_pb2, attachment_service_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 }
 """All services of this package by their full names."""
@@ -22,5 +22,9 @@ USER_HEADER = "x-user-id"
 """Who a call is for, where the caller may say so."""
 REQUEST_METADATA_KEY = "chatkit-request-metadata-bin"
 """Carries the member `metadata` of a ChatKit request, as JSON."""
+LAST_EVENT_ID_KEY = "last-event-id"
+"""The last event that a caller has, as RUN_ID:SEQUENCE, where it repeats a call with the same request_id."""
+AUTO_REQUEST_ID = "auto-"
+"""What a request_id begins with that the bridge made from the request: it counts for a minute, until AcknowledgeRun."""
 OPENAI_KEY = "openai_key"
 """Stands in grpc.health.v1 for a service: SERVING where the server has an OPENAI_API_KEY."""

@@ -97,6 +97,9 @@ class CreateThreadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INPUT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
     @_builtins.property
     def input(self) -> Global___UserMessageInput:
         """The first message."""
@@ -105,12 +108,15 @@ class CreateThreadRequest(_message.Message):
         self,
         *,
         input: Global___UserMessageInput | None = ...,
+        request_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "input", b"input", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "input", b"input", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___CreateThreadRequest: _TypeAlias = CreateThreadRequest  # noqa: Y015
 
@@ -146,8 +152,11 @@ class AddUserMessageRequest(_message.Message):
 
     THREAD_ID_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
     """The thread to add to."""
+    request_id: _builtins.str
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
     @_builtins.property
     def input(self) -> Global___UserMessageInput:
         """The message."""
@@ -157,12 +166,15 @@ class AddUserMessageRequest(_message.Message):
         *,
         thread_id: _builtins.str = ...,
         input: Global___UserMessageInput | None = ...,
+        request_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "input", b"input", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "input", b"input", "request_id", b"request_id", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___AddUserMessageRequest: _TypeAlias = AddUserMessageRequest  # noqa: Y015
 
@@ -198,21 +210,27 @@ class AddClientToolOutputRequest(_message.Message):
 
     THREAD_ID_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
     """The thread whose last item is the call."""
     result: _builtins.str
     """What the tool returned; null is a value."""
+    request_id: _builtins.str
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
     def __init__(
         self,
         *,
         thread_id: _builtins.str = ...,
         result: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id", "result", b"result", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___AddClientToolOutputRequest: _TypeAlias = AddClientToolOutputRequest  # noqa: Y015
 
@@ -249,10 +267,13 @@ class AddStructuredInputRequest(_message.Message):
     THREAD_ID_FIELD_NUMBER: _builtins.int
     ITEM_ID_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
     """The thread that the item is on."""
     item_id: _builtins.str
     """The item that asked."""
+    request_id: _builtins.str
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
     @_builtins.property
     def input(self) -> Global___StructuredInputSubmission:
         """The answers."""
@@ -263,12 +284,15 @@ class AddStructuredInputRequest(_message.Message):
         thread_id: _builtins.str = ...,
         item_id: _builtins.str = ...,
         input: Global___StructuredInputSubmission | None = ...,
+        request_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "input", b"input", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "item_id", b"item_id", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "input", b"input", "item_id", b"item_id", "request_id", b"request_id", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___AddStructuredInputRequest: _TypeAlias = AddStructuredInputRequest  # noqa: Y015
 
@@ -347,27 +371,35 @@ Global___AddStructuredInputResponse: _TypeAlias = AddStructuredInputResponse  # 
 
 @_typing.final
 class RetryAfterItemRequest(_message.Message):
-    """Removes what came after a user's message and asks for a new answer."""
+    """Asks for a new answer to a user's message."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     THREAD_ID_FIELD_NUMBER: _builtins.int
     ITEM_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
     """The thread that the item is on."""
     item_id: _builtins.str
-    """The user's message to answer again."""
+    """The user's message to answer again, or the last item before it. Where no user's message follows the item, the last
+    one before it is answered again.
+    """
+    request_id: _builtins.str
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
     def __init__(
         self,
         *,
         thread_id: _builtins.str = ...,
         item_id: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "item_id", b"item_id", "request_id", b"request_id", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___RetryAfterItemRequest: _TypeAlias = RetryAfterItemRequest  # noqa: Y015
 
@@ -404,10 +436,13 @@ class RunActionRequest(_message.Message):
     THREAD_ID_FIELD_NUMBER: _builtins.int
     ITEM_ID_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
     """The thread it happens on."""
     item_id: _builtins.str
     """The widget it comes from. Absent where it comes from the page itself."""
+    request_id: _builtins.str
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
     @_builtins.property
     def action(self) -> Global___Action:
         """The action."""
@@ -418,14 +453,20 @@ class RunActionRequest(_message.Message):
         thread_id: _builtins.str = ...,
         item_id: _builtins.str | None = ...,
         action: Global___Action | None = ...,
+        request_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_item_id", b"_item_id", "action", b"action", "item_id", b"item_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_item_id", b"_item_id", "_request_id", b"_request_id", "action", b"action", "item_id", b"item_id", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_item_id", b"_item_id", "action", b"action", "item_id", b"item_id", "thread_id", b"thread_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_item_id", b"_item_id", "_request_id", b"_request_id", "action", b"action", "item_id", b"item_id", "request_id", b"request_id", "thread_id", b"thread_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__item_id: _TypeAlias = _typing.Literal["item_id"]  # noqa: Y015
     _WhichOneofArgType__item_id: _TypeAlias = _typing.Literal["_item_id", b"_item_id"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__item_id) -> _WhichOneofReturnType__item_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___RunActionRequest: _TypeAlias = RunActionRequest  # noqa: Y015
 

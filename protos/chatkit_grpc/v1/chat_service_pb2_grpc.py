@@ -26,10 +26,19 @@ if _version_not_supported:
 
 
 class ChatServiceStub:
-    """Talking to the assistant. Each streaming call starts a run and ends with it; all answer with batches of events, so
-    that the cost of a token falls under load. A call that fails before its first batch fails with the real status; one
-    that fails later has already sent what was said until then. To leave a stream early is to stop its run: what was said
-    stays on the thread.
+    """Talking to the assistant. Each streaming call starts a run and watches it to its end; all answer with batches of
+    events, so that the cost of a token falls under load. A call that fails before its first batch fails with the real
+    status; one that fails later has already sent what was said until then. To leave a stream early doesn't stop its run
+    at once: it goes on for RUN_GRACE_SECONDS, in which anybody may watch it again (RunService.ResumeRun, or the same call
+    with the same request_id), and is then stopped, with what was said on the thread.
+
+    A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
+    call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
+    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+
+    At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
+    fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
+    THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.
@@ -84,10 +93,19 @@ class ChatServiceStub:
 
 
 class ChatServiceServicer:
-    """Talking to the assistant. Each streaming call starts a run and ends with it; all answer with batches of events, so
-    that the cost of a token falls under load. A call that fails before its first batch fails with the real status; one
-    that fails later has already sent what was said until then. To leave a stream early is to stop its run: what was said
-    stays on the thread.
+    """Talking to the assistant. Each streaming call starts a run and watches it to its end; all answer with batches of
+    events, so that the cost of a token falls under load. A call that fails before its first batch fails with the real
+    status; one that fails later has already sent what was said until then. To leave a stream early doesn't stop its run
+    at once: it goes on for RUN_GRACE_SECONDS, in which anybody may watch it again (RunService.ResumeRun, or the same call
+    with the same request_id), and is then stopped, with what was said on the thread.
+
+    A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
+    call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
+    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+
+    At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
+    fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
+    THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.
@@ -124,8 +142,8 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryAfterItem(self, request, context):
-        """Removes what came after a user's message and streams a new answer. FAILED_PRECONDITION where the item is not a
-        user's message.
+        """Answers a user's message again: removes what came after it and streams a new answer. The item is the message itself,
+        or the item before it, as ChatKit's page sends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,10 +224,19 @@ def add_ChatServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ChatService:
-    """Talking to the assistant. Each streaming call starts a run and ends with it; all answer with batches of events, so
-    that the cost of a token falls under load. A call that fails before its first batch fails with the real status; one
-    that fails later has already sent what was said until then. To leave a stream early is to stop its run: what was said
-    stays on the thread.
+    """Talking to the assistant. Each streaming call starts a run and watches it to its end; all answer with batches of
+    events, so that the cost of a token falls under load. A call that fails before its first batch fails with the real
+    status; one that fails later has already sent what was said until then. To leave a stream early doesn't stop its run
+    at once: it goes on for RUN_GRACE_SECONDS, in which anybody may watch it again (RunService.ResumeRun, or the same call
+    with the same request_id), and is then stopped, with what was said on the thread.
+
+    A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
+    call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
+    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+
+    At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
+    fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
+    THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.

@@ -93,6 +93,38 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A defect of ours. INTERNAL, 500.
     Sample: {"reason": "INTERNAL", "domain": "chatkit-grpc", "metadata": {}}
     """
+    ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 18
+    """No such run for this user, or none active on the thread. NOT_FOUND, 404.
+    Sample: {"reason": "RUN_NOT_FOUND", "domain": "chatkit-grpc", "metadata": {"run_id": "run_0192f0c1d2e3"}}
+    """
+    ERROR_REASON_RUN_CONFLICT: _ErrorReason.ValueType  # 19
+    """Another run is active on the thread, and RUN_CONFLICT says reject. ABORTED, 409.
+    Sample: {"reason": "RUN_CONFLICT", "domain": "chatkit-grpc", "metadata": {"run_id": "run_0192f0c1d2e3"}}
+    """
+    ERROR_REASON_RUN_INTERRUPTED: _ErrorReason.ValueType  # 20
+    """The run's server went away before the answer was complete; what was said is kept. UNAVAILABLE, 503.
+    Sample: {"reason": "RUN_INTERRUPTED", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_THREAD_LOCKED: _ErrorReason.ValueType  # 21
+    """The thread takes no new input for now; the message is the assistant's reason. FAILED_PRECONDITION, 409.
+    Sample: {"reason": "THREAD_LOCKED", "domain": "chatkit-grpc", "metadata": {"thread_id": "thr_0192f0c1d2e3"}}
+    """
+    ERROR_REASON_THREAD_CLOSED: _ErrorReason.ValueType  # 22
+    """The thread takes no new input any more; the message is the assistant's reason. FAILED_PRECONDITION, 409.
+    Sample: {"reason": "THREAD_CLOSED", "domain": "chatkit-grpc", "metadata": {"thread_id": "thr_0192f0c1d2e3"}}
+    """
+    ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 23
+    """The request_id belongs to an earlier call that asked for something else. INVALID_ARGUMENT, 422.
+    Sample: {"reason": "REQUEST_ID_REUSED", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_EVENTS_EXPIRED: _ErrorReason.ValueType  # 24
+    """The events asked for are no longer kept. OUT_OF_RANGE, 410.
+    Sample: {"reason": "EVENTS_EXPIRED", "domain": "chatkit-grpc", "metadata": {"oldest_sequence": "120"}}
+    """
+    ERROR_REASON_ITEM_EXISTS: _ErrorReason.ValueType  # 25
+    """The thread has another item with this id. ALREADY_EXISTS, 409.
+    Sample: {"reason": "ITEM_EXISTS", "domain": "chatkit-grpc", "metadata": {"item_id": "msg_0192f0c1d2e3"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of google.rpc.ErrorInfo, without the prefix ERROR_REASON_, in the domain "chatkit-grpc". Its gRPC status and
@@ -169,5 +201,37 @@ Sample: {"reason": "CANCELLED", "domain": "chatkit-grpc", "metadata": {}}
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
 """A defect of ours. INTERNAL, 500.
 Sample: {"reason": "INTERNAL", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 18
+"""No such run for this user, or none active on the thread. NOT_FOUND, 404.
+Sample: {"reason": "RUN_NOT_FOUND", "domain": "chatkit-grpc", "metadata": {"run_id": "run_0192f0c1d2e3"}}
+"""
+ERROR_REASON_RUN_CONFLICT: ErrorReason.ValueType  # 19
+"""Another run is active on the thread, and RUN_CONFLICT says reject. ABORTED, 409.
+Sample: {"reason": "RUN_CONFLICT", "domain": "chatkit-grpc", "metadata": {"run_id": "run_0192f0c1d2e3"}}
+"""
+ERROR_REASON_RUN_INTERRUPTED: ErrorReason.ValueType  # 20
+"""The run's server went away before the answer was complete; what was said is kept. UNAVAILABLE, 503.
+Sample: {"reason": "RUN_INTERRUPTED", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_THREAD_LOCKED: ErrorReason.ValueType  # 21
+"""The thread takes no new input for now; the message is the assistant's reason. FAILED_PRECONDITION, 409.
+Sample: {"reason": "THREAD_LOCKED", "domain": "chatkit-grpc", "metadata": {"thread_id": "thr_0192f0c1d2e3"}}
+"""
+ERROR_REASON_THREAD_CLOSED: ErrorReason.ValueType  # 22
+"""The thread takes no new input any more; the message is the assistant's reason. FAILED_PRECONDITION, 409.
+Sample: {"reason": "THREAD_CLOSED", "domain": "chatkit-grpc", "metadata": {"thread_id": "thr_0192f0c1d2e3"}}
+"""
+ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 23
+"""The request_id belongs to an earlier call that asked for something else. INVALID_ARGUMENT, 422.
+Sample: {"reason": "REQUEST_ID_REUSED", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_EVENTS_EXPIRED: ErrorReason.ValueType  # 24
+"""The events asked for are no longer kept. OUT_OF_RANGE, 410.
+Sample: {"reason": "EVENTS_EXPIRED", "domain": "chatkit-grpc", "metadata": {"oldest_sequence": "120"}}
+"""
+ERROR_REASON_ITEM_EXISTS: ErrorReason.ValueType  # 25
+"""The thread has another item with this id. ALREADY_EXISTS, 409.
+Sample: {"reason": "ITEM_EXISTS", "domain": "chatkit-grpc", "metadata": {"item_id": "msg_0192f0c1d2e3"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

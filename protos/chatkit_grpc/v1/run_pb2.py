@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from chatkit_grpc.v1 import event_pb2 as chatkit__grpc_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hatkit_grpc/v1/run.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1b\x63hatkit_grpc/v1/event.proto\"h\n\nEventBatch\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\x32\n\x06\x65vents\x18\x03 \x03(\x0b\x32\".chatkit_grpc.v1.ThreadStreamEventb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hatkit_grpc/v1/run.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1b\x63hatkit_grpc/v1/event.proto\"\x92\x01\n\nEventBatch\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\x32\n\x06\x65vents\x18\x03 \x03(\x0b\x32\".chatkit_grpc.v1.ThreadStreamEvent\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunState*\x9f\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x02\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x19\n\x15RUN_STATE_INTERRUPTED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatkit_grpc.v1.run_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTBATCH']._serialized_start=75
-  _globals['_EVENTBATCH']._serialized_end=179
+  _globals['_RUNSTATE']._serialized_start=225
+  _globals['_RUNSTATE']._serialized_end=384
+  _globals['_EVENTBATCH']._serialized_start=76
+  _globals['_EVENTBATCH']._serialized_end=222
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,10 +20,48 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _RunState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
+    """Not said: it goes on."""
+    RUN_STATE_RUNNING: _RunState.ValueType  # 1
+    """It makes its answer."""
+    RUN_STATE_COMPLETED: _RunState.ValueType  # 2
+    """It ended by itself."""
+    RUN_STATE_CANCELLED: _RunState.ValueType  # 3
+    """It was stopped: by CancelRun, by a newer message, or because nobody watched it. What was said is on the thread."""
+    RUN_STATE_FAILED: _RunState.ValueType  # 4
+    """The assistant failed."""
+    RUN_STATE_INTERRUPTED: _RunState.ValueType  # 5
+    """Its server went down or away. What was said is on the thread, and the last event is an `error` that allows a retry."""
+
+class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
+    """How far a run is."""
+
+RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
+"""Not said: it goes on."""
+RUN_STATE_RUNNING: RunState.ValueType  # 1
+"""It makes its answer."""
+RUN_STATE_COMPLETED: RunState.ValueType  # 2
+"""It ended by itself."""
+RUN_STATE_CANCELLED: RunState.ValueType  # 3
+"""It was stopped: by CancelRun, by a newer message, or because nobody watched it. What was said is on the thread."""
+RUN_STATE_FAILED: RunState.ValueType  # 4
+"""The assistant failed."""
+RUN_STATE_INTERRUPTED: RunState.ValueType  # 5
+"""Its server went down or away. What was said is on the thread, and the last event is an `error` that allows a retry."""
+Global___RunState: _TypeAlias = RunState  # noqa: Y015
+
 @_typing.final
 class EventBatch(_message.Message):
-    """What a run said since the last batch. The events of a run are numbered from 1 without a gap; those of a batch follow
-    each other, so that the second one's number is first_sequence + 1.
+    """What a run said since the last batch. The events of a run are numbered from 1; those of a batch follow each other, so
+    that the second one's number is first_sequence + 1. Between two batches numbers are left out only where a replay
+    leaves out a `client_effect`. They go back only at the end of an interrupted run: its last batch follows the last event
+    that was kept, which may have a lower number than the last one that was seen.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -30,13 +69,16 @@ class EventBatch(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run that said it. Sample: "run_0192f0c1d2e3"."""
     first_sequence: _builtins.int
     """The number of the first event of the batch."""
+    state: Global___RunState.ValueType
+    """How the run ended; only in the last batch of a stream that saw the end, which may have no events."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.ThreadStreamEvent]:
-        """At least one."""
+        """At least one, but in the last batch of a run."""
 
     def __init__(
         self,
@@ -44,10 +86,11 @@ class EventBatch(_message.Message):
         run_id: _builtins.str = ...,
         first_sequence: _builtins.int = ...,
         events: _abc.Iterable[_event_pb2.ThreadStreamEvent] | None = ...,
+        state: Global___RunState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "first_sequence", b"first_sequence", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "first_sequence", b"first_sequence", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

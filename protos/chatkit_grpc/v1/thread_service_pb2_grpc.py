@@ -69,6 +69,16 @@ class ThreadServiceStub:
                 request_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackRequest.SerializeToString,
                 response_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackResponse.FromString,
                 _registered_method=True)
+        self.AppendItem = channel.unary_unary(
+                '/chatkit_grpc.v1.ThreadService/AppendItem',
+                request_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AppendItemRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AppendItemResponse.FromString,
+                _registered_method=True)
+        self.WatchThread = channel.unary_stream(
+                '/chatkit_grpc.v1.ThreadService/WatchThread',
+                request_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.WatchThreadRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.WatchThreadResponse.FromString,
+                _registered_method=True)
 
 
 class ThreadServiceServicer:
@@ -80,7 +90,8 @@ class ThreadServiceServicer:
     """
 
     def GetThread(self, request, context):
-        """A thread with the first page of its items, oldest first.
+        """A thread with the first page of its items, oldest first. Where an answer is being made, the page that reaches the
+        thread's end shows it as far as it is, and whoever asks counts as watching it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +119,7 @@ class ThreadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListItems(self, request, context):
-        """A page of a thread's items. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
+        """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
         (UNKNOWN_CURSOR) where `after` names no element.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -117,6 +128,25 @@ class ThreadServiceServicer:
 
     def AddFeedback(self, request, context):
         """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendItem(self, request, context):
+        """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name. With
+        start_run the assistant answers it; that run goes on to its end though nobody may watch it, and fails to start as a
+        call of ChatService does. ALREADY_EXISTS (ITEM_EXISTS) where the thread has another item with that id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchThread(self, request, context):
+        """Streams everything that happens on a thread, between runs too, until the caller leaves: items added, changed and
+        removed, its title, runs and what they say. It starts with the active run from its first event on, or after a cursor.
+        Whoever watches a thread watches its runs. OUT_OF_RANGE where what came after the cursor is no longer kept; NOT_FOUND
+        once the thread is deleted; UNAVAILABLE where the server goes down: call again with the last cursor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +184,16 @@ def add_ThreadServiceServicer_to_server(servicer, server):
                     servicer.AddFeedback,
                     request_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackRequest.FromString,
                     response_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackResponse.SerializeToString,
+            ),
+            'AppendItem': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendItem,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AppendItemRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AppendItemResponse.SerializeToString,
+            ),
+            'WatchThread': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchThread,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.WatchThreadRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.WatchThreadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -323,6 +363,60 @@ class ThreadService:
             '/chatkit_grpc.v1.ThreadService/AddFeedback',
             chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackRequest.SerializeToString,
             chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendItem(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatkit_grpc.v1.ThreadService/AppendItem',
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.AppendItemRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.AppendItemResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chatkit_grpc.v1.ThreadService/WatchThread',
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.WatchThreadRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.WatchThreadResponse.FromString,
             options,
             channel_credentials,
             insecure,
