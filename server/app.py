@@ -102,7 +102,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         port = _bind(server, settings.grpc_listen)
         await server.start()
         stack.push_async_callback(_stop, server)
-        stack.push_async_callback(_drain, runs, watching, thread_watch, settings.shutdown_grace_seconds)
+        stack.push_async_callback(_drain, runs, thread_watch, settings.shutdown_grace_seconds)
         await stack.enter_async_context(health)
         yield RunningServer(port, store, database, runs)
 
@@ -175,9 +175,8 @@ def _bind(server: grpc.aio.Server, address: Address) -> int:
         raise SettingsError(f"GRPC_LISTEN: can't listen on {address}; choose another") from None
 
 
-async def _drain(runs: Runs, watching: Watching, thread_watch: ThreadWatch, grace: float) -> None:
+async def _drain(runs: Runs, thread_watch: ThreadWatch, grace: float) -> None:
     """Send those away whom another server can serve, and let the answers that are made here come to an end."""
-    watching.dismiss()
     thread_watch.dismiss()
     await asyncio.shield(runs.drain(grace))
 

@@ -70,10 +70,15 @@ class ChatService:
         self, request: pb.RetryAfterItemRequest, context: RequestContext
     ) -> AsyncGenerator[bytes, None]:
         """Answer a user's message again."""
-        # Before a run is stopped for it; the core would say nothing at all.
-        await self._store.require_items(request.thread_id, [request.item_id], context)
         request_id, bare = _without_request_id(request)
         start = Start(thread_id=request.thread_id, request=bare, request_id=request_id)
+        try:
+            # Before a run is stopped for it; the core would say nothing at all.
+            await self._store.require_items(request.thread_id, [request.item_id], context)
+        except NotFoundError:
+            # The first of two same requests may have deleted it.
+            if not await self._starting.is_repeated(start, context):
+                raise
         async with aclosing(self._watch(start, context, lambda: self._retry(request, context))) as responses:
             async for response in responses:
                 yield response

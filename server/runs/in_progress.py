@@ -22,7 +22,7 @@ class InProgress:
         run = self._runs.active_on(thread)
         if run is not None:
             run.last_watched = asyncio.get_running_loop().time()
-            return pending_items(await self._runs.all_said(run)) if run.pending else []
+            return pending_items(await self._runs.all_shown(run)) if run.pending else []
         run_id = await self._runs.run_store.glance(thread)
         if run_id is None:
             return []

@@ -107,13 +107,12 @@ class Membership:
             self._beat_now.clear()
             try:
                 await self._beat()
-            except (DatabaseError, TimeoutError):
+            except DatabaseError:
                 self._unsure_since = self._loop.time()
 
     async def _beat(self) -> None:
         began = self._loop.time()
-        async with asyncio.timeout(self._lease_seconds):
-            row = await self._database.fetchrow(statements.HEARTBEAT, self.server_id, self._lease_seconds)
+        row = await self._database.fetchrow(statements.HEARTBEAT, self.server_id, self._lease_seconds)
         if row is None:
             await self._was_taken_for_dead()
             return

@@ -13,7 +13,6 @@ from chatkit.types import (
 from chatkit_grpc.v1.item_pb2 import ThreadItem as ThreadItemMessage
 from pydantic import ValidationError as PydanticError
 
-from server.ids import new_id
 from server.records import item_of_message
 from server.runs.batches import replayed
 from server.runs.pending_items import PendingItems
@@ -44,10 +43,10 @@ def kept_item(message: ThreadItemMessage) -> ThreadItem | None:
     return item if is_said else None
 
 
-def interruption_marker(thread_id: str) -> SDKHiddenContextItem:
-    """What the model is told on the next turn, as the SDK does after a cancel."""
+def interruption_marker(thread_id: str, run_id: str) -> SDKHiddenContextItem:
+    """What the model is told on the next turn, as the SDK does after a cancel. A run has one, stored however often."""
     return SDKHiddenContextItem(
-        id=new_id("sdk_hidden_context"),
+        id=f"shcx_{run_id.removeprefix('run_')}",
         thread_id=thread_id,
         created_at=datetime.now(),  # noqa: DTZ005 # as the SDK means it: naive and local
         content="The answer was interrupted before it was complete. Don't go on with it unless you are asked to.",

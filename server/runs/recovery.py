@@ -14,11 +14,17 @@ from server import statements as store_statements
 from server.changes import logged
 from server.database import Database, PoolConnection, storable, translated
 from server.failures import describe
+from server.records import item_of
 from server.runs import statements
 from server.runs.lease import Lease
 from server.runs.partial_answer import INTERRUPTED, interruption_marker, kept_item, pending_items
 from server.runs.store import Piece, RunKey, ThreadKey, end_values, piece_of
 from server.store import item_values
+
+UNLOGGED_AT_MOST = 1 << 20
+"""How many events a server can have shown and not logged. An empty piece of the log stands for them, so that what is
+added by others has higher numbers than all that anybody saw.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -72,18 +78,30 @@ class Recovery:
 async def _end_from_log(connection: PoolConnection, lease: Lease) -> None:
     key = RunKey(lease.user_id, lease.run_id)
     pieces = [piece_of(row) for row in await connection.fetch(statements.READ_WHOLE_LOG, *key)]
-    has_items = await connection.fetchval(statements.HAS_ITEMS, lease.user_id, lease.thread_id, lease.run_id)
-    kept = [item for message in pending_items(pieces) if (item := kept_item(message)) is not None]
-    for item in (*kept, interruption_marker(lease.thread_id)):
-        await _save(connection, lease, item)
-    last = pieces[-1].last if pieces else 0
+    kept = [
+        await _keep(connection, lease, item)
+        for message in pending_items(pieces)
+        if (item := kept_item(message)) is not None
+    ]
+    await _save(connection, lease, interruption_marker(lease.thread_id, lease.run_id))
     events: list[SDKEvent] = [
         *(ThreadItemDoneEvent(item=item) for item in kept),
         ErrorEvent(code="custom", message=INTERRUPTED, allow_retry=True),
     ]
-    end = Piece(last + 1, last + len(events), logged(events))
+    last = pieces[-1].last if pieces else 0
+    unknown = Piece(last + 1, last + UNLOGGED_AT_MOST, b"")
+    end = Piece(unknown.last + 1, unknown.last + len(events), logged(events))
     state = RunState.RUN_STATE_INTERRUPTED
-    await connection.fetch(*end_values(lease, state, end.last, None, [end], keeps_request=has_items))
+    await connection.fetch(*end_values(lease, state, end.last, None, [unknown, end]))
+
+
+async def _keep(connection: PoolConnection, lease: Lease, item: ThreadItem) -> ThreadItem:
+    """Store an item as far as the log has it, unless the run has stored it itself. The item as it is kept."""
+    key = (lease.user_id, lease.thread_id, storable(item.id), lease.run_id)
+    if stored := await connection.fetchrow(statements.STORED_BY_RUN, *key):
+        return item_of(stored)
+    await _save(connection, lease, item)
+    return item
 
 
 async def _save(connection: PoolConnection, lease: Lease, item: ThreadItem) -> None:

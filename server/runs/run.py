@@ -186,6 +186,7 @@ class Run:
         self.has_ended.set()
         self.is_cancelled = True
         self.task.cancel()
+        self._leave()
         self.wake_watchers()
 
     def end(self, state: RunState.ValueType) -> None:
@@ -194,6 +195,12 @@ class Run:
             self.state = state
             self.has_ended.set()
             self.wake_watchers()
+
+    @property
+    def lacks_marker(self) -> bool:
+        """Whether it was cancelled and the core couldn't tell the model so: it didn't come to that, or failed at it."""
+        task = self.task
+        return self.is_cancelled and not (task.done() and (task.cancelled() or task.exception() is None))
 
     @property
     def outcome(self) -> RunState.ValueType:
@@ -280,8 +287,7 @@ class Run:
     def _assistant_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and isinstance(error := task.exception(), Exception):
             self._failed(error)
-        if not self.is_over.done():
-            self.is_over.set_result(None)
+        self._leave()
 
     def _failed(self, error: Exception) -> None:
         if self.has_ended.is_set() or self.is_over.done():
@@ -295,8 +301,13 @@ class Run:
         if not self.is_over.done():
             log.error("%s did not stop within %g s and is left behind", self.id, PATIENCE_SECONDS)
             self._is_closed = True
-            self.is_over.set_result(None)
+            self._leave()
             self.task.cancel()
+
+    def _leave(self) -> None:
+        """Wait for the assistant no longer."""
+        if not self.is_over.done():
+            self.is_over.set_result(None)
 
 
 def _joined(batches: list[Piece]) -> list[Piece]:

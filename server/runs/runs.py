@@ -22,19 +22,25 @@ from server.pacing import Pacer
 from server.runs.lease import Lease, LeaseLostError
 from server.runs.log_writer import LogWriter
 from server.runs.membership import Membership
-from server.runs.partial_answer import INTERRUPTED, kept_item, pending_items
+from server.runs.partial_answer import INTERRUPTED, interruption_marker, kept_item, pending_items
 from server.runs.pending_items import item_id
 from server.runs.recovery import Recovery
 from server.runs.run import PATIENCE_SECONDS, Run
-from server.runs.store import Piece, RunKey, RunStore, ThreadKey
+from server.runs.store import LogPage, Piece, RunKey, RunStore, ThreadKey
+from server.runs.tail import Tail
 from server.runs.wakeups import Wakeups
 from server.settings import Settings
 from server.store import PostgresStore
 
-_LOOK_SECONDS = 0.1
+_TAIL_SECONDS = 0.15
+"""With the log's ten statements a second, and those for threads, these stay under twenty a second for a server."""
+_BEHIND_ALL_EVENTS = (1 << 63) - 1
+"""Where a log has no news but its end."""
 _RETRY_SECONDS = 0.5
 _ATTEMPTS = 5
 """How often the end of a run is tried that the database refuses. After that it is ended from its log."""
+_LAST_WORDS_SECONDS = 0.5
+"""How long the assistants of lost runs may take to end when the server goes down."""
 _FINISH_SECONDS = 10.0
 """How long a run that was stopped may take to store what it said when the server goes down."""
 
@@ -59,6 +65,9 @@ class Runs:
             on_death=self._lose_all,
             on_orphans=self._end_orphans,
         )
+        self.tail: Tail[RunKey, LogPage] = Tail(
+            "run tail", self.run_store.read, lambda page: page.has_news, self.wakeups, interval=_TAIL_SECONDS
+        )
         self.log = LogWriter(RunStore(reserved), self.membership, settings.run_log)
         self.pacer = Pacer()
         self._draining = asyncio.Event()
@@ -78,6 +87,7 @@ class Runs:
             await stack.enter_async_context(self.wakeups)
             await stack.enter_async_context(self.membership)
             await stack.enter_async_context(self.log)
+            await stack.enter_async_context(self.tail)
             self._stack = stack.pop_all()
         return self
 
@@ -85,6 +95,8 @@ class Runs:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.drain(0)
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=_LAST_WORDS_SECONDS)
         self.left_behind = len([task for task in self._abandoned if not task.done()]) + len(self._tasks)
         for task in tuple(self._tasks):
             task.cancel()
@@ -101,6 +113,8 @@ class Runs:
     async def drain(self, grace: float) -> None:
         """Start no more runs, let those under way finish for a while, then stop them with what they said kept."""
         self._draining.set()
+        # Those who wait for the runs of others can do that elsewhere.
+        self.tail.fail(going_down())
         if self._tasks and grace:
             await asyncio.wait(self._tasks, timeout=grace)
         for run in tuple(self._runs.values()):
@@ -155,14 +169,14 @@ class Runs:
         await self.wait_for_end(key)
 
     async def wait_for_end(self, key: RunKey) -> None:
-        """Wait until a run has ended, wherever it is made. Its server sees to that, or others do once it is dead."""
+        """Wait until a run has ended, wherever it is made. Its server sees to that, or others do once it is dead.
+
+        Raises UnavailableError when this server goes down meanwhile.
+        """
         if run := self.get(key):
             await run.has_ended.wait()
             return
-        with self.wakeups.subscribed() as wakeup:
-            while await self._state_of(key) == RunState.RUN_STATE_RUNNING:
-                await asyncio.sleep(_LOOK_SECONDS)  # there may be news of others all the time
-                await self.wakeups.wait(wakeup)
+        await self.tail.next_page(key, _BEHIND_ALL_EVENTS)
 
     async def unless_draining(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something that may take long. Raises UnavailableError when the server goes down meanwhile."""
@@ -235,8 +249,18 @@ class Runs:
                 )  # not behind an `error` of the core, which a page shows as the last there is
             run.pending.pop(name, None)
         run.pending.clear()
+        if run.lacks_marker:
+            marker = interruption_marker(run.lease.thread_id, run.id)
+            await self._store.add_thread_item(run.lease.thread_id, marker, run.context)
         if run.outcome == RunState.RUN_STATE_INTERRUPTED:
             run.publish(ErrorEvent(code="custom", message=INTERRUPTED, allow_retry=True))
+
+    async def all_shown(self, run: Run) -> Sequence[Piece]:
+        """All that watchers of a run may see so far. Pieces may overlap."""
+        said = await self.all_said(run)
+        if self.membership.is_sure and self.log.may_show_unlogged:
+            return said
+        return [piece for piece in said if piece.last <= run.logged]
 
     async def all_said(self, run: Run) -> Sequence[Piece]:
         """All that a run has said so far. Pieces may overlap."""

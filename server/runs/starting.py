@@ -89,7 +89,13 @@ class Starting:
     ) -> Run | RunKey:
         thread = ThreadKey(context["user_id"], start.thread_id)
         new_run = self._new_run(thread, start)
-        async with self._turn(thread):
+        turn = self._turn(thread)
+        if turn.locked() and start.request_id:
+            # Somebody waits for the thread, maybe for the end of the very run that is asked for again.
+            repeated = await self._repeated(new_run, await self._store.obstacle(new_run))
+            if repeated is not None:
+                return repeated
+        async with turn:
             while True:
                 epoch = await self._take_lease(new_run, start)
                 if epoch is not None:

@@ -64,8 +64,10 @@ with run as (
 select run_id from run
 """
 
-# Gives the lease back. The rest of the log goes with it, so that whoever sees the end sees all. A run that left nothing
-# on the thread (not $10) gives its request_id back as well: who repeats it wants another try, and not the same failure.
+# Gives the lease back. The rest of the log goes with it, so that whoever sees the end sees all. A run that didn't come
+# to its own end and left nothing on the thread gives its request_id back as well: who repeats it wants another try, and
+# not the same failure. $10 says that it left something. Where it doesn't, the thread is asked: a write may have been
+# kept though its answer got lost.
 END_RUN = """
 with thread as (
     update chat_sessions set active_run_id = null, log_position = log_position + 1
@@ -74,7 +76,13 @@ with thread as (
 ), ended as (
     update runs set
         state = $4, ended_at = now(), last_sequence = $5, error = $6,
-        request_id = case when $10 then request_id end
+        request_id = case
+            when $10 or $4 = 'completed' or exists (
+                select from chat_messages
+                where user_id = $1 and session_id = $2 and chat_messages.run_id = $3
+                    and item_type <> 'sdk_hidden_context'
+            ) then request_id
+        end
     from thread
     where user_id = $1 and run_id = $3 and ended_at is null
     returning run_id
@@ -220,11 +228,6 @@ order by created_at desc
 limit 100
 """
 
-# Whether a run has left anything on its thread. If not, whoever repeats its request wants another try.
-HAS_ITEMS = """
-select exists (select from chat_messages where user_id = $1 and session_id = $2 and run_id = $3)
-"""
-
 # A run that began while its thread was being deleted.
 FORGET_RUN_WITHOUT_THREAD = """
 with forgotten as (
@@ -241,6 +244,12 @@ RUN_IDS_OF_SERVER = """
 select array(
     select run_id from runs where server_id = $1 and state = 'running' and created_at < now() - interval '2 seconds'
 )
+"""
+
+# An item that a run has stored itself: it may be further than its log.
+STORED_BY_RUN = """
+select message_id, item from chat_messages
+where user_id = $1 and session_id = $2 and message_id = $3 and run_id = $4
 """
 
 RUNS_OF_SERVER = """

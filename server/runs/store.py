@@ -27,7 +27,10 @@ _UNIQUE_VIOLATION = "23505"
 
 
 class Piece(NamedTuple):
-    """Some events of a run, as a serialised EventBatch with nothing but events."""
+    """Some events of a run, as a serialised EventBatch with nothing but events.
+
+    Without any it stands for numbers that are taken by what was never logged.
+    """
 
     first: int
     last: int
@@ -95,6 +98,11 @@ class LogPage:
     creates_thread: bool
     error: ChatKitError | None
     pieces: list[Piece]
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it tells anything."""
+        return bool(self.pieces) or self.end_sequence is not None
 
     @property
     def is_full(self) -> bool:
@@ -189,7 +197,7 @@ class RunStore:
         pieces: Sequence[Piece],
     ) -> bool:
         """Give a lease back, with the rest of the log. Whether the run held it."""
-        values = end_values(lease, state, last_sequence, error, pieces, keeps_request=bool(lease.stored))
+        values = end_values(lease, state, last_sequence, error, pieces, has_items=bool(lease.stored))
         return bool(await self._database.fetch(*values))
 
     async def append(self, server_id: str, pieces: Sequence[tuple[Lease, Piece]]) -> set[str]:
@@ -306,9 +314,9 @@ def end_values(
     error: ChatKitError | None,
     pieces: Sequence[Piece],
     *,
-    keeps_request: bool,
+    has_items: bool = False,
 ) -> tuple[str, *tuple[object, ...]]:
-    """The statement that ends a run, and its values. keeps_request: whether its request_id goes on to count."""
+    """The statement that ends a run, and its values. has_items: whether it is known to have left some on its thread."""
     return (
         statements.END_RUN,
         lease.user_id,
@@ -320,7 +328,7 @@ def end_values(
         [piece.first for piece in pieces],
         [piece.last for piece in pieces],
         [piece.events for piece in pieces],
-        keeps_request,
+        has_items,
     )
 
 

@@ -9,27 +9,21 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 from chatkit_grpc.errors import DatabaseError, NotFoundError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
-from chatkit_grpc.v1.run_pb2 import RunState
 
 from server.runs.batches import Said, ending, nothing_new, replayed
 from server.runs.lease import LeaseLostError
 from server.runs.log_writer import FURTHEST_BEHIND_SECONDS
 from server.runs.run import Run
-from server.runs.runs import Runs, going_down
+from server.runs.runs import Runs
 from server.runs.store import LogPage, Piece, RunKey, run_not_found
-from server.runs.tail import Tail
 from server.worker import Worker
 
 PROMISE_SECONDS = 3.0
 """How long a promise to watch a foreign run holds."""
 _RENEW_SECONDS = 1.0
-_TAIL_SECONDS = 0.15
-"""With the log's ten statements a second, and those for threads, these stay under twenty a second for a server."""
 
 
 class Watching(Worker):
@@ -39,25 +33,8 @@ class Watching(Worker):
         super().__init__("promises to watch", self._promise_for_ever)
         self._runs = runs
         self._store = runs.run_store
-        self._tail: Tail[RunKey, LogPage] = Tail(
-            "run tail", self._store.read, _has_news, runs.wakeups, interval=_TAIL_SECONDS
-        )
         self._foreign: Counter[RunKey] = Counter()
         self._somebody_watches = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        await self._tail.__aenter__()
-        return await super().__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await super().__aexit__(kind, error, tb)
-        await self._tail.__aexit__(kind, error, tb)
-
-    def dismiss(self) -> None:
-        """Let those who watch foreign runs go: this server goes down, and another one can serve them."""
-        self._tail.fail(going_down())
 
     def watch(self, key: RunKey, after: int, *, is_live: bool = False) -> AsyncGenerator[Said, None]:
         """What a run said after an event, and what it goes on to say, until it has ended.
@@ -135,8 +112,8 @@ class Watching(Worker):
         if page is None:
             raise run_not_found(key.run_id)
         effects = _Effects(0 if is_live else await self._store.last_logged(key), is_live=is_live)
-        position, told = after, 0
-        if after and not _has_news(page):
+        position = after
+        if after and not page.has_news:
             yield nothing_new(key.run_id, after)
         while True:
             for piece in page.pieces:
@@ -144,30 +121,21 @@ class Watching(Worker):
                     raise events_expired(piece.first)
                 for part in _parts(piece, position, effects.replayed_until(piece)):
                     yield Said(key.run_id, part)
-                position = told = max(position, piece.last)
+                position = max(position, piece.last)
             if page.end_sequence is not None and position >= page.end_sequence:
                 break
             page = await self._next_page(key, position, page)
-        if page.state == RunState.RUN_STATE_INTERRUPTED and told < page.end_sequence:
-            # The caller saw more than was logged before its server died: its end is numbered lower than that.
-            yield Said(key.run_id, await self._last_piece(key, page.end_sequence))
         for said in ending(key.run_id, page.end_sequence, page.state, page.error):
             yield said
-
-    async def _last_piece(self, key: RunKey, end_sequence: int) -> Piece:
-        page = (await self._store.read({key: end_sequence - 1})).get(key)
-        if page is None or not page.pieces:
-            raise events_expired(end_sequence + 1)
-        return page.pieces[-1]
 
     async def _next_page(self, key: RunKey, position: int, page: LogPage) -> LogPage:
         if page.end_sequence is not None and not page.pieces:
             raise events_expired(page.end_sequence + 1)
         if page.is_full:
             following = (await self._store.read({key: position})).get(key)
-            if following is not None and _has_news(following):
+            if following is not None and following.has_news:
                 return following
-        following = await self._tail.next_page(key, position)
+        following = await self._runs.tail.next_page(key, position)
         if following is None:
             raise run_not_found(key.run_id)
         return following
@@ -212,12 +180,10 @@ def events_expired(oldest_sequence: int) -> NotFoundError:
     )
 
 
-def _has_news(page: LogPage) -> bool:
-    return bool(page.pieces) or page.end_sequence is not None
-
-
 def _parts(piece: Piece, position: int, replayed_until: int) -> Iterable[Piece]:
     """A piece as a watcher gets it who has all up to a position."""
+    if not piece.events:
+        return ()  # it stands for what was never logged
     if piece.first > position and piece.first > replayed_until:
         return (piece,)
     return replayed(piece, position, replayed_until)
