@@ -58,13 +58,20 @@ class Appending:
     ) -> pb.AppendItemResponse:
         thread_id = request.thread_id
         bare = pb.AppendItemRequest(thread_id=thread_id, item=request.item, start_run=True)
-        start = Start(thread_id=thread_id, request=bare, request_id=request.request_id or None, needs_watcher=False)
+        # An item that has an id is answered once, however often and from however many sides that is asked for.
+        request_id = request.request_id or _request_id(thread_id, item.id)
+        start = Start(thread_id=thread_id, request=bare, request_id=request_id, needs_watcher=False)
         stored = await self._stored(thread_id, item.id, context)
         if stored is not None and not await self._starting.is_repeated(start, context):
             raise _exists(item.id)
-        run = await self._starting.start(
-            start, context, lambda: sdk.answer_item(self._server, thread_id, item, context)
-        )
+        try:
+            run = await self._starting.start(
+                start, context, lambda: sdk.answer_item(self._server, thread_id, item, context)
+            )
+        except ValidationError as error:
+            if error.reason == reasons.ERROR_REASON_REQUEST_ID_REUSED and not request.request_id:
+                raise _exists(item.id) from None
+            raise
         message = sdk.to_message(stored or item, ThreadItemMessage)
         return pb.AppendItemResponse(item=message, run_id=run.id if isinstance(run, Run) else run.run_id)
 
@@ -95,7 +102,7 @@ class Appending:
         stored = await self._store.load_item(request.thread_id, item.id, context)
         if not _members(request.item).HasField("created_at"):
             item.created_at = stored.created_at
-        if not _members(request.item).id or json_of_item(stored) != json_of_item(item):
+        if json_of_item(stored) != json_of_item(item):
             raise _exists(item.id)
         return stored
 
@@ -130,6 +137,11 @@ def _new_id(request: pb.AppendItemRequest, user_id: str) -> str:
     prefix = new.partition("_")[0]
     asked = "\0".join((user_id, request.thread_id, request.request_id))
     return f"{prefix}_{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
+
+
+def _request_id(thread_id: str, item_id: str) -> str:
+    asked = "\0".join((thread_id, item_id))
+    return f"item-{hashlib.sha256(asked.encode()).hexdigest()}"
 
 
 def _told(item: ThreadItem) -> bytes:

@@ -16,25 +16,29 @@ from server.worker import Worker
 _SWEEP_SECONDS = 20.0
 _SWEEPS_IN_AN_HOUR = round(3600 / _SWEEP_SECONDS)
 _BATCH = 2000
-_BATCH_OF_RUNS = 50
+"""Rows that a statement deletes at most. Each says whether there may be more."""
 _PAUSE_BETWEEN_BATCHES = 0.2
 _RUN_SECONDS = 24 * 3600.0
 """How long a run's row stays, for the sake of its request_id."""
 
-# The events of runs that ended long enough ago, each run's all at once. Several servers take different runs.
+# The events of runs that ended long enough ago, the oldest of each first. Several servers take different runs.
 SWEEP_EVENTS = """
-with swept as (
-    update runs set has_log = false where ctid = any (array(
-        select ctid from runs where has_log and ended_at < now() - make_interval(secs => $1)
+with due as (
+    select user_id, run_id from runs where has_log and ended_at < now() - make_interval(secs => $1)
+    limit 50
+    for update skip locked
+), swept as (
+    delete from run_events where ctid = any (array(
+        select event.ctid from due join run_events as event using (user_id, run_id)
+        order by event.user_id, event.run_id, event.last_sequence
         limit $2
-        for update skip locked
     ))
-    returning user_id, run_id
-), events as (
-    delete from run_events using swept
-    where run_events.user_id = swept.user_id and run_events.run_id = swept.run_id
+    returning 1
+), emptied as (
+    update runs set has_log = false from due
+    where runs.user_id = due.user_id and runs.run_id = due.run_id and (select count(*) from swept) < $2
 )
-select count(*) from swept
+select (select count(*) from swept) = $2 or (select count(*) from due) = 50
 """
 
 # Without an index, hence once an hour: an index that serves one old row in a thousand costs each new one.
@@ -47,7 +51,7 @@ with swept as (
     ))
     returning 1
 )
-select count(*) from swept
+select count(*) = $2 from swept
 """
 
 SWEEP_CHANGES = """
@@ -59,7 +63,7 @@ with swept as (
     ))
     returning 1
 )
-select count(*) from swept
+select count(*) = $2 from swept
 """
 
 # Threads that nothing was written to for long.
@@ -83,12 +87,12 @@ class Retention(Worker):
 
     async def sweep(self) -> None:
         """Forget all that is due now. Raises DatabaseError."""
-        await self._sweep_batches(SWEEP_EVENTS, self._log_seconds, _BATCH_OF_RUNS)
-        await self._sweep_batches(SWEEP_CHANGES, self._log_seconds, _BATCH)
+        await self._sweep_batches(SWEEP_EVENTS, self._log_seconds)
+        await self._sweep_batches(SWEEP_CHANGES, self._log_seconds)
 
     async def sweep_whole_tables(self) -> None:
         """Forget what can't be found by an index. Raises DatabaseError."""
-        await self._sweep_batches(SWEEP_RUNS, max(_RUN_SECONDS, self._log_seconds), _BATCH)
+        await self._sweep_batches(SWEEP_RUNS, _RUN_SECONDS)
         if self._thread_seconds is not None:
             await self._sweep_threads(self._thread_seconds)
 
@@ -99,10 +103,10 @@ class Retention(Worker):
                 await self._database.fetch(FORGET_RUNS, row["user_id"], row["session_id"])
             await asyncio.sleep(0)
 
-    async def _sweep_batches(self, statement: str, seconds: float, size: int) -> None:
-        swept = size
-        while swept == size:
-            swept = await self._database.fetchval(statement, seconds, size)
+    async def _sweep_batches(self, statement: str, seconds: float) -> None:
+        has_more = True
+        while has_more:
+            has_more = await self._database.fetchval(statement, seconds, _BATCH)
             await asyncio.sleep(_PAUSE_BETWEEN_BATCHES)
 
     async def _sweep_for_ever(self) -> None:

@@ -128,7 +128,7 @@ def _postgres_url(url: str) -> None:
 
 def _thread_ttl(days: float | None) -> None:
     if days is not None and not 0 < days < 36500:
-        raise ValidationError(f"expected more than 0 days, got {days:g}")
+        raise ValidationError(f"expected more than 0 days and less than 36500, got {days:g}")
 
 
 def _http_url(url: str) -> None:

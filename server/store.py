@@ -1,7 +1,7 @@
 """Threads, items, attachments and feedback in PostgreSQL, as the SDK wants them stored.
 
-Each method is one statement, and a second one says why a page is empty. Each statement names its user: what belongs to
-another doesn't exist. What a run writes to its thread is written under its lease, or not at all.
+Nearly each method is one statement; a second one says why a page is empty. Each statement names its user: what belongs
+to another doesn't exist. What a run writes to its thread is written under its lease, or not at all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 import asyncpg
 from chatkit.store import NotFoundError as SDKNotFoundError
 from chatkit.store import Store, StoreItemType
-from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
+from chatkit.types import Attachment, FeedbackKind, Page, SDKHiddenContextItem, ThreadItem, ThreadMetadata
 from chatkit_grpc.errors import DatabaseError, NotFoundError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
@@ -22,8 +22,8 @@ from server.context import RequestContext
 from server.database import Database
 from server.ids import new_id
 from server.item_text import sender_of, text_of
+from server.lease import Lease, LeaseLostError, lease_of
 from server.records import Columns, attachment_of, columns_of, item_of, json_of, json_of_item, thread_of
-from server.runs.lease import Lease, LeaseLostError, lease_of
 from server.text_repair import whole
 from server.times import to_utc
 
@@ -160,7 +160,7 @@ class PostgresStore(Store[RequestContext]):
         lease = lease_of(context, thread_id)
         values = (context["user_id"], thread_id, *item_values(item), lease and lease.run_id, lease and lease.epoch)
         _check_written(await self._database.fetchrow(statements.SAVE_ITEM, *values), thread_id, lease)
-        if lease is not None:
+        if lease is not None and not isinstance(item, SDKHiddenContextItem):
             lease.stored.add(item.id)
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:

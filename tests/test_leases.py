@@ -15,7 +15,7 @@ from chatkit_grpc.errors import DatabaseError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.run_pb2 import RunState
 
-from server.runs.lease import LeaseLostError
+from server.lease import LeaseLostError
 from server.runs.run import Run
 from server.runs.store import Piece, RunKey, RunStore, ThreadKey
 from tests.runs_fixtures import PATIENT, Pair, Reader, Side, everywhere, open_pair, open_side, pair, until, until_true

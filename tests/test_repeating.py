@@ -9,6 +9,7 @@ import pytest
 from chatkit_grpc.v1.run_pb2 import RunState
 
 from server.retention import Retention
+from server.runs.watching import SETTLED_SECONDS
 from tests.runs_fixtures import PATIENT, Metadata, Pair, Reader, Side, everywhere, pair, until
 
 __all__ = ["pair"]
@@ -136,7 +137,7 @@ async def test_it_goes_on_live_after_the_last_event_and_repeats_no_effect(pair: 
     some = asker.ask(where, "effects", "key", metadata=[("last-event-id", f"{first.run_id}:{after}")])
     again = asker.ask(where, "effects", "key")
     await until(lambda: again.text == "one two " and some.text == "two ")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(SETTLED_SECONDS)
     pair.here.assistant.may_go_on.set()
     for reader in (first, some, again):
         assert await reader.end() is grpc.StatusCode.OK

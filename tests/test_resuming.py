@@ -9,7 +9,7 @@ import pytest
 from chatkit_grpc.v1.run_pb2 import RunState
 
 from server.retention import Retention
-from server.runs.log_writer import FURTHEST_BEHIND_SECONDS
+from server.runs.watching import SETTLED_SECONDS
 from tests.runs_fixtures import PATIENT, Pair, Reader, everywhere, open_pair, pair, tokens, until, until_true
 
 __all__ = ["pair"]
@@ -144,7 +144,7 @@ async def test_a_replay_repeats_no_effect_but_live_ones_are_delivered(pair: Pair
     again = pair.at(where).resume(first.run_id)
     await until(lambda: again.text == "one two ")
     # What is logged in this time may have been said before the other server was asked, and counts as replayed.
-    await asyncio.sleep(FURTHEST_BEHIND_SECONDS)
+    await asyncio.sleep(SETTLED_SECONDS)
     pair.here.assistant.may_go_on.set()
     await again.end()
     await first.end()

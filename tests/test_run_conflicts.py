@@ -58,7 +58,8 @@ def at_once(pair: Pair, where: str, thread_id: str, texts: Sequence[str]) -> lis
 async def test_interrupt_a_newer_message_stops_the_answer_and_keeps_it(pair: Pair, where: str, count: int) -> None:
     thread_id = await pair.make_thread()
     first = await waiting(pair, thread_id)
-    texts = [f"tokens {20 + number} 0.01" for number in range(count)]
+    # Long enough that each is there while the one before it is answered.
+    texts = [f"tokens {60 + number} 0.03" for number in range(count)]
     readers = at_once(pair, where, thread_id, texts)
     for reader in (first, *readers):
         assert await reader.end() is grpc.StatusCode.OK
@@ -72,7 +73,7 @@ async def test_interrupt_a_newer_message_stops_the_answer_and_keeps_it(pair: Pai
     shown = dict(zip(texts, readers, strict=True))
     for text, answers in rest:
         assert answers == ([shown[text].text] if shown[text].text else [])
-        assert tokens(40).startswith("".join(answers))
+        assert tokens(70).startswith("".join(answers))
     # The last one of them is the one that is answered to its end.
     last = shown[rest[-1][0]]
     assert last.state == RunState.RUN_STATE_COMPLETED
@@ -148,12 +149,12 @@ async def test_reject_only_the_first_is_answered(database_url: str, where: str, 
         pair.here.assistant.may_go_on.set()
         assert await first.end() is grpc.StatusCode.OK
         assert await turns(pair, thread_id) == [("tokens 1", ["t0 "]), ("wait", ["one two three"])]
-        texts = [f"tokens {20 + number} 0.01" for number in range(count)]
+        texts = [f"tokens {60 + number} 0.03" for number in range(count)]
         readers = at_once(pair, where, thread_id, texts)
         codes = [await reader.end() for reader in readers]
         assert sorted(code.name for code in codes) == [*["ABORTED"] * (count - 1), "OK"]
         winner = codes.index(grpc.StatusCode.OK)
-        assert (await turns(pair, thread_id))[2:] == [(texts[winner], [tokens(20 + winner)])]
+        assert (await turns(pair, thread_id))[2:] == [(texts[winner], [tokens(60 + winner)])]
         await nothing_is_active(pair)
 
 

@@ -7,7 +7,7 @@ import logging
 
 from chatkit_grpc.errors import DatabaseError
 
-from server.runs.lease import Lease
+from server.lease import Lease
 from server.runs.membership import Membership
 from server.runs.run import Run
 from server.runs.store import Piece, RunStore
@@ -17,6 +17,8 @@ from server.worker import Worker
 INTERVAL_SECONDS = {"behind": 0.1, "ahead": 0.01}
 """From one flush to the next, by the mode."""
 _PAUSE_AFTER_FAILURE = 0.2
+LARGEST_FLUSH_BYTES = 4 * 1024 * 1024
+"""About how much a flush writes at most: what has gathered while the database was away is written in many."""
 FURTHEST_BEHIND_SECONDS = 0.2
 """How long a token may be shown before it is in the log. Where the database is slower, watchers wait for it."""
 
@@ -75,11 +77,13 @@ class LogWriter(Worker):
 
     async def _flush(self) -> None:
         began = self._loop.time()
-        self._in_flight, self._dirty = self._dirty, set()
+        pieces = self._take()
+        is_all = not self._dirty
         try:
-            await self._append([(run.lease, piece) for run in self._in_flight for piece in run.take_unlogged()])
-            # What is unlogged now was said after that began.
-            self._behind_since = began if self._dirty else None
+            await self._append(pieces)
+            if is_all:
+                # What is unlogged now was said after that began.
+                self._behind_since = began if self._dirty else None
         except BaseException:
             for run in self._in_flight:
                 run.was_not_logged()
@@ -88,6 +92,23 @@ class LogWriter(Worker):
             self._in_flight = set()
             async with self._flushed:
                 self._flushed.notify_all()
+
+    def _take(self) -> list[tuple[Lease, Piece]]:
+        """What the runs have said since the last flush. Where that is much, some are left for the next one."""
+        dirty, self._dirty, self._in_flight = self._dirty, set(), set()
+        pieces: list[tuple[Lease, Piece]] = []
+        left = LARGEST_FLUSH_BYTES
+        for run in dirty:
+            if left <= 0:
+                self._dirty.add(run)
+                continue
+            self._in_flight.add(run)
+            taken = run.take_unlogged(left)
+            left -= sum(len(piece.events) for piece in taken)
+            pieces += ((run.lease, piece) for piece in taken)
+        if self._dirty:
+            self._something_to_do.set()
+        return pieces
 
     async def _append(self, pieces: list[tuple[Lease, Piece]]) -> None:
         if not pieces:

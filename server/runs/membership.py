@@ -147,8 +147,11 @@ class Membership:
         while True:
             await self._orphans.wait()
             self._orphans.clear()
+            if self._unsure_since is not None:
+                continue
             try:
-                for row in await self._database.fetch(statements.FORGET_DEAD_SERVERS, self._lease_seconds):
+                values = (self._lease_seconds, self.server_id)
+                for row in await self._database.fetch(statements.FORGET_DEAD_SERVERS, *values):
                     log.warning("server %s is dead", row["server_id"])
                 await self._on_orphans()
             except DatabaseError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import asyncpg
 from chatkit.types import ErrorEvent, ThreadItem, ThreadItemDoneEvent
@@ -14,9 +14,9 @@ from server import statements as store_statements
 from server.changes import logged
 from server.database import Database, PoolConnection, storable, translated
 from server.failures import describe
+from server.lease import Lease
 from server.records import item_of
 from server.runs import statements
-from server.runs.lease import Lease
 from server.runs.partial_answer import INTERRUPTED, interruption_marker, kept_item, pending_items
 from server.runs.store import Piece, RunKey, ThreadKey, end_values, piece_of
 from server.store import item_values
@@ -40,9 +40,16 @@ class Recovery:
         while await self._end_all(await self._database.fetch(statements.ORPHANED_RUNS)):
             pass
 
-    async def end_strays(self, server_id: str, run_ids: Sequence[str]) -> None:
-        """End runs that their own server knows nothing of: whatever went wrong there, their threads must go on."""
-        await self._end_all(await self._database.fetch(statements.RUNS_OF_SERVER, server_id, list(run_ids)))
+    async def end_strays(self, server_id: str, known: Container[str], unknown: Container[str]) -> set[str]:
+        """End runs that their own server knows nothing of: whatever went wrong there, their threads must go on.
+
+        known: the ids of those that it makes. unknown: of those that it didn't know the last time either: one that is
+        unknown for the first time may be about to begin. Returns the ids of those that it doesn't know.
+        """
+        rows = await self._database.fetch(statements.RUNS_OF_SERVER, server_id)
+        strays = [row for row in rows if row["run_id"] not in known]
+        await self._end_all([row for row in strays if row["run_id"] in unknown])
+        return {row["run_id"] for row in strays}
 
     async def _end_all(self, rows: Sequence[asyncpg.Record]) -> int:
         """End runs. How many that were."""
@@ -66,6 +73,7 @@ class Recovery:
 
     async def _end(self, thread: ThreadKey, run_id: str) -> bool:
         async with self._database.pool.acquire() as connection, connection.transaction():
+            await connection.fetch(statements.LIMIT_RECOVERY)
             epoch = await connection.fetchval(statements.LOCK_THREAD, *thread, run_id)
             if epoch is None:
                 await connection.fetch(statements.FORGET_RUN_WITHOUT_THREAD, *thread, run_id)

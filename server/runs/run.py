@@ -28,8 +28,8 @@ from chatkit_grpc.v1.run_pb2 import EventBatch, RunState
 from server import sdk
 from server.context import RequestContext
 from server.failures import describe, translate
+from server.lease import Lease, LeaseLostError
 from server.pacing import Pacer
-from server.runs.lease import Lease, LeaseLostError
 from server.runs.store import Piece, RunKey
 
 PATIENCE_SECONDS = 5.0
@@ -149,11 +149,19 @@ class Run:
         self._open = EventBatch()
         self._open_size = 0
 
-    def take_unlogged(self) -> list[Piece]:
-        """What isn't in the log yet and hasn't been taken, in pieces that aren't too large."""
-        unlogged = self._batches[self.index_after(self._taken) - self._dropped :]
-        self._taken, self._is_dirty = self.sequence, False
-        return _joined(unlogged)
+    def take_unlogged(self, most: int) -> list[Piece]:
+        """What isn't in the log yet and hasn't been taken: so many bytes of it, or a batch that is larger."""
+        taken: list[Piece] = []
+        self._is_dirty = False
+        for batch in self._batches[self.index_after(self._taken) - self._dropped :]:
+            if taken and most < len(batch.events):
+                self._is_dirty = True
+                self._on_unlogged(self)
+                break
+            most -= len(batch.events)
+            taken.append(batch)
+            self._taken = batch.last
+        return _joined(taken)
 
     def was_not_logged(self) -> None:
         """What was taken last is to be taken again; some of it may be in the log all the same."""

@@ -18,8 +18,8 @@ from server import sdk
 from server.context import RequestContext
 from server.database import Database
 from server.failures import describe
+from server.lease import Lease, LeaseLostError
 from server.pacing import Pacer
-from server.runs.lease import Lease, LeaseLostError
 from server.runs.log_writer import LogWriter
 from server.runs.membership import Membership
 from server.runs.partial_answer import INTERRUPTED, interruption_marker, kept_item, pending_items
@@ -32,8 +32,8 @@ from server.runs.wakeups import Wakeups
 from server.settings import Settings
 from server.store import PostgresStore
 
-_TAIL_SECONDS = 0.15
-"""With the log's ten statements a second, and those for threads, these stay under twenty a second for a server."""
+TAIL_SECONDS = 0.25
+"""With the log's ten statements a second, two for threads and those of the clock, these stay under twenty a second."""
 _BEHIND_ALL_EVENTS = (1 << 63) - 1
 """Where a log has no news but its end."""
 _RETRY_SECONDS = 0.5
@@ -66,7 +66,7 @@ class Runs:
             on_orphans=self._end_orphans,
         )
         self.tail: Tail[RunKey, LogPage] = Tail(
-            "run tail", self.run_store.read, lambda page: page.has_news, self.wakeups, interval=_TAIL_SECONDS
+            "run tail", self.run_store.read, lambda page: page.has_news, self.wakeups, interval=TAIL_SECONDS
         )
         self.log = LogWriter(RunStore(reserved), self.membership, settings.run_log)
         self.pacer = Pacer()
@@ -323,12 +323,8 @@ class Runs:
         A start may be written to the database and its answer be lost; an end may fail.
         """
         await self.recovery.end_orphans()
-        said_to_be_mine = await self.run_store.ids_of_server(self.membership.server_id)
-        unknown = {run_id for run_id in said_to_be_mine if run_id not in self._runs}
-        # One that is unknown for the first time may be about to begin.
-        if strays := unknown & self._unknown:
-            await self.recovery.end_strays(self.membership.server_id, list(strays))
-        self._unknown = unknown
+        known = self._runs.keys()
+        self._unknown = await self.recovery.end_strays(self.membership.server_id, known, self._unknown)
 
     def _lose_all(self) -> None:
         for run in tuple(self._runs.values()):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 from chatkit_grpc.errors import ConflictError, ValidationError
@@ -17,7 +18,7 @@ from google.protobuf.message import Message
 from server import sdk
 from server.context import RequestContext
 from server.ids import new_id
-from server.runs.lease import Lease
+from server.lease import Lease
 from server.runs.run import Run
 from server.runs.runs import Runs, going_down
 from server.runs.store import NewRun, Obstacle, RunKey, ThreadKey
@@ -77,7 +78,7 @@ class Starting:
         """Whether a request with this request_id has started a run before."""
         if start.request_id is None:
             return False
-        new_run = self._new_run(ThreadKey(context["user_id"], start.thread_id), start)
+        new_run = self._new_run(ThreadKey(context["user_id"], start.thread_id), start, context)
         return (await self._store.obstacle(new_run)).repeated_run_id is not None
 
     def _nobody_watches(self, starting: asyncio.Task[Run | RunKey]) -> None:
@@ -88,7 +89,7 @@ class Starting:
         self, start: Start, context: RequestContext, events: Callable[[], sdk.EventStream]
     ) -> Run | RunKey:
         thread = ThreadKey(context["user_id"], start.thread_id)
-        new_run = self._new_run(thread, start)
+        new_run = self._new_run(thread, start, context)
         turn = self._turn(thread)
         if turn.locked() and start.request_id:
             # Somebody waits for the thread, maybe for the end of the very run that is asked for again.
@@ -106,13 +107,13 @@ class Starting:
                     return repeated
                 await self._make_way(new_run, start, obstacle)
 
-    def _new_run(self, thread: ThreadKey, start: Start) -> NewRun:
+    def _new_run(self, thread: ThreadKey, start: Start, context: RequestContext) -> NewRun:
         return NewRun(
             thread=thread,
             run_id=new_id("run"),
             server_id=self._runs.membership.server_id,
             request_id=_checked(start.request_id),
-            request_hash=_hash_of(start.request) if start.request_id else None,
+            request_hash=_hash_of(start.request, context.request.metadata) if start.request_id else None,
         )
 
     async def _take_lease(self, new_run: NewRun, start: Start) -> int | None:
@@ -181,6 +182,6 @@ def _checked(request_id: str | None) -> str | None:
     return request_id
 
 
-def _hash_of(request: Message) -> bytes:
+def _hash_of(request: Message, metadata: Mapping[str, Any]) -> bytes:
     described = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
-    return hashlib.sha256(described).digest()
+    return hashlib.sha256(described + json.dumps(metadata, sort_keys=True).encode()).digest()

@@ -216,7 +216,7 @@ FORGET_SERVER = "delete from servers where server_id = $1"
 # A PostgreSQL that has just started has had no heartbeat from anybody.
 FORGET_DEAD_SERVERS = """
 delete from servers
-where heartbeat_at < now() - make_interval(secs => $1)
+where server_id <> $2 and heartbeat_at < now() - make_interval(secs => $1)
     and pg_postmaster_start_time() < now() - make_interval(secs => $1)
 returning server_id
 """
@@ -240,10 +240,9 @@ delete from run_events using forgotten where user_id = $1 and run_events.run_id 
 """
 
 # What a server is said to be making for longer than a start takes.
-RUN_IDS_OF_SERVER = """
-select array(
-    select run_id from runs where server_id = $1 and state = 'running' and created_at < now() - interval '2 seconds'
-)
+RUNS_OF_SERVER = """
+select user_id, session_id, run_id from runs
+where server_id = $1 and ended_at is null and created_at < now() - interval '2 seconds'
 """
 
 # An item that a run has stored itself: it may be further than its log.
@@ -252,8 +251,10 @@ select message_id, item from chat_messages
 where user_id = $1 and session_id = $2 and message_id = $3 and run_id = $4
 """
 
-RUNS_OF_SERVER = """
-select user_id, session_id, run_id from runs where server_id = $1 and ended_at is null and run_id = any ($2::text[])
+# A server that freezes while it ends a run gives its locks up, and one that meets such a lock goes on to the next run.
+LIMIT_RECOVERY = """
+select
+    set_config('idle_in_transaction_session_timeout', '2s', true), set_config('lock_timeout', '1s', true)
 """
 
 LOCK_THREAD = """

@@ -14,8 +14,8 @@ from chatkit_grpc.v1.run_pb2 import RunState
 from google.rpc.status_pb2 import Status
 
 from server.database import Database
+from server.lease import Lease
 from server.runs import statements
-from server.runs.lease import Lease
 from server.store import RecordNotFoundError
 
 REQUEST_ID_SECONDS = 24 * 3600.0
@@ -275,11 +275,6 @@ class RunStore:
         if row["run_id"] is None:
             return None
         return FoundRun(row["session_id"], row["run_id"], _state_of(row["state"]))
-
-    async def ids_of_server(self, server_id: str) -> list[str]:
-        """The runs that a server is said to be making for more than two seconds."""
-        ids: list[str] = await self._database.fetchval(statements.RUN_IDS_OF_SERVER, server_id)
-        return ids
 
     async def request_cancel(self, run: RunKey) -> bool:
         """Ask the run's server to stop it. Whether it is active."""

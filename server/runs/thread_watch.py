@@ -22,7 +22,7 @@ from server.runs.tail import Tail
 from server.runs.watching import Watching, events_expired
 from server.store import RecordNotFoundError
 
-_TAIL_SECONDS = 0.3
+_TAIL_SECONDS = 0.5
 _CURSOR = re.compile(r"(\d{1,18})(?:\.(\d{1,18})\.(\S{1,128}))?")
 
 
@@ -79,8 +79,9 @@ class ThreadWatch:
     async def watch(self, thread: ThreadKey, after: str | None) -> AsyncGenerator[bytes, None]:
         """Everything that happens on a thread after a cursor, or from now on with what the active run has said.
 
-        Raises NotFoundError once there is no such thread, EVENTS_EXPIRED where what came after the cursor is no longer
-        kept, and UnavailableError when the server goes down.
+        Raises NotFoundError once there is no such thread, ValidationError for what is no cursor of this thread,
+        EVENTS_EXPIRED where what came after the cursor is no longer kept, and UnavailableError when the server goes
+        down.
         """
         end = await self._store.thread_end(thread)
         if end is None:
@@ -103,7 +104,7 @@ class ThreadWatch:
         if page.end_position < cursor.position:
             raise ValidationError.at("$.params.after", "expected the cursor of an earlier response of this thread")
         if page.end_position > cursor.position and not page.changes:
-            raise events_expired(page.end_position + 1)
+            raise events_expired()
 
 
 class _Watcher:
@@ -154,7 +155,7 @@ class _Watcher:
         if page is None:
             raise RecordNotFoundError.thread(self._thread.thread_id)
         if page.changes and page.changes[0].position != self._cursor.position + 1:
-            raise events_expired(page.changes[0].position)
+            raise events_expired()
         for change in page.changes:
             if change.kind == "run_ended":
                 async for response in self._rest_of_run():
@@ -192,7 +193,7 @@ class _Watcher:
         try:
             said = await anext(run, None)
         except ChatKitError as error:
-            if error.reason in _NOT_THE_RUNS:
+            if error.reason in _ENDS_THE_WATCH:
                 raise
             said = None
         if said is None or said.state:
@@ -207,7 +208,7 @@ class _Watcher:
         return _response(self._cursor, batch=EventBatch.FromString(said.batch()))
 
 
-_NOT_THE_RUNS = frozenset(
+_ENDS_THE_WATCH = frozenset(
     {
         reasons.ERROR_REASON_UNAVAILABLE,
         reasons.ERROR_REASON_EVENTS_EXPIRED,

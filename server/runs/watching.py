@@ -13,17 +13,19 @@ from contextlib import suppress
 from chatkit_grpc.errors import DatabaseError, NotFoundError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
+from server.lease import LeaseLostError
 from server.runs.batches import Said, ending, nothing_new, replayed
-from server.runs.lease import LeaseLostError
 from server.runs.log_writer import FURTHEST_BEHIND_SECONDS
 from server.runs.run import Run
-from server.runs.runs import Runs
+from server.runs.runs import TAIL_SECONDS, Runs
 from server.runs.store import LogPage, Piece, RunKey, run_not_found
 from server.worker import Worker
 
 PROMISE_SECONDS = 3.0
 """How long a promise to watch a foreign run holds."""
 _RENEW_SECONDS = 1.0
+SETTLED_SECONDS = FURTHEST_BEHIND_SECONDS + TAIL_SECONDS + 0.1
+"""After how long whoever watches by the log has seen all that had been said when he came."""
 
 
 class Watching(Worker):
@@ -39,10 +41,12 @@ class Watching(Worker):
     def watch(self, key: RunKey, after: int, *, is_live: bool = False) -> AsyncGenerator[Said, None]:
         """What a run said after an event, and what it goes on to say, until it has ended.
 
-        is_live: whether nothing of it counts as replayed, since the caller was there when it began.
+        is_live: whether nothing of it counts as replayed, since the caller was there when it began. Nor does it for one
+            who has all up to an event.
         Raises what the run failed with after its last event, NotFoundError without such a run, and EVENTS_EXPIRED where
         what was asked for is no longer kept.
         """
+        is_live = is_live or after > 0
         run = self._runs.get(key)
         if run is None:
             return self._watch_log(key, after, is_live=is_live)
@@ -156,13 +160,13 @@ class Watching(Worker):
 class _Effects:
     """Up to which event a `client_effect` counts as replayed, for a watcher of the log.
 
-    What was said before he came may be logged a little later.
+    What was said before he came may be logged a little later, and read later still.
     """
 
     def __init__(self, last_logged: int, *, is_live: bool) -> None:
         self._replayed_until = last_logged
         self._loop = asyncio.get_running_loop()
-        self._until = 0.0 if is_live else self._loop.time() + FURTHEST_BEHIND_SECONDS
+        self._until = 0.0 if is_live else self._loop.time() + SETTLED_SECONDS
 
     def replayed_until(self, piece: Piece) -> int:
         """The number of that event, now that a piece has come."""
@@ -171,12 +175,12 @@ class _Effects:
         return self._replayed_until
 
 
-def events_expired(oldest_sequence: int) -> NotFoundError:
-    """What was asked for is no longer kept."""
+def events_expired(oldest_sequence: int | None = None) -> NotFoundError:
+    """What was asked for is no longer kept. oldest_sequence: of a run, the number of the first event that is."""
     return NotFoundError(
         "What was asked for is no longer kept; read the thread instead.",
         reason=reasons.ERROR_REASON_EVENTS_EXPIRED,
-        metadata={"oldest_sequence": str(oldest_sequence)},
+        metadata={} if oldest_sequence is None else {"oldest_sequence": str(oldest_sequence)},
     )
 
 

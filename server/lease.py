@@ -17,7 +17,7 @@ class Lease:
     """What a run holds while it is the thread's active one.
 
     epoch: which of the thread's runs it is. Each write of the run names it, and finds no row once it has passed.
-    stored: the ids of the items that were written under the lease.
+    stored: the ids of the items that were written under the lease, but for what only the model is told of its end.
     """
 
     user_id: str
