@@ -41,8 +41,8 @@ from server.thread_service import ThreadService
 Factory = Callable[[PostgresStore], ChatKitServer[RequestContext]]
 """Makes the ChatKitServer that answers. One that has a method `aclose()` is closed with it at the end."""
 
-_RESERVED_CONNECTIONS = 2
-"""One for the log, one for the heartbeat: a server that can't tell that it lives loses its runs."""
+_RESERVED_CONNECTIONS = 3
+"""One for the log, two for the heartbeat: a server that can't tell that it lives loses its runs."""
 _LAST_WORDS_SECONDS = 1.0
 """How long calls may take to tell their ends once all runs have ended."""
 

@@ -142,10 +142,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 async def open_beside(database: Database, settings: Settings, connections: int) -> AsyncIterator[Database]:
     """The same database over connections of its own, for what must not wait while all others are in use.
 
-    Nor for a connection that fell silent: giving it up takes as long again, and then the next one is to be in time for
-    the lease.
+    Nor for long on one that fell silent: it takes as long again to give that up.
     """
-    seconds = min(settings.database_timeout_seconds, settings.lease_seconds / 3)
+    seconds = min(settings.database_timeout_seconds, settings.lease_seconds)
     pool = await _reached(_open_pool(database.url, settings, connections), database.description)
     try:
         yield Database(pool, database.url, database.description, seconds)

@@ -88,7 +88,7 @@ async def test_the_second_of_two_tabs_stops_the_answer_of_the_first(rig: Rig) ->
 
 
 async def test_readers_that_stop_reading_hold_up_nobody_and_miss_nothing(rig: Rig) -> None:
-    await try_out(rig, partial(stall_much, calls=2))
+    await try_out(rig, stall_much)
 
 
 async def test_a_killed_server_loses_no_more_than_its_last_moment(rig: Rig) -> None:

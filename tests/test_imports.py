@@ -25,6 +25,7 @@ ONLY_IN = {
         "server/records.py",
         "server/embedded_postgres.py",
         "server/runs/store.py",
+        "server/runs/membership.py",
         "server/runs/recovery.py",
         "server/runs/wakeups.py",
     },

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+import asyncpg
 from chatkit_grpc.errors import DatabaseError
 
 from server.database import Database
@@ -62,6 +63,7 @@ class Membership:
         self._beats = 0
         self._workers = (Worker("heartbeat", self._beat_for_ever), Worker("orphans", self._bury_for_ever))
         self._orphans = asyncio.Event()
+        self._sent: set[asyncio.Task[asyncpg.Record | None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._register()
@@ -112,7 +114,7 @@ class Membership:
 
     async def _beat(self) -> None:
         began = self._loop.time()
-        row = await self._database.fetchrow(statements.HEARTBEAT, self.server_id, self._lease_seconds)
+        row = await self._send_beat()
         if row is None:
             await self._was_taken_for_dead()
             return
@@ -123,6 +125,32 @@ class Membership:
         self._note_pause(began)
         if self._unsure_since is None and (row["others_are_late"] or self._beats % _CHECK_ORPHANS_EVERY == 0):
             self._orphans.set()
+
+    async def _send_beat(self) -> asyncpg.Record | None:
+        """Say that it lives, and say so again where the answer stays out: the connection may have fallen silent."""
+        beats = {self._begin_beat()}
+        try:
+            done, _ = await asyncio.wait(beats, timeout=self._lease_seconds / 3)
+            if not done:
+                beats.add(self._begin_beat())
+                done, _ = await asyncio.wait(beats, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for beat in beats:
+                beat.cancel()
+
+    def _begin_beat(self) -> asyncio.Task[asyncpg.Record | None]:
+        beat = asyncio.create_task(
+            self._database.fetchrow(statements.HEARTBEAT, self.server_id, self._lease_seconds), name="beat"
+        )
+        self._sent.add(beat)
+        beat.add_done_callback(self._was_answered)
+        return beat
+
+    def _was_answered(self, beat: asyncio.Task[asyncpg.Record | None]) -> None:
+        self._sent.discard(beat)
+        if not beat.cancelled():
+            beat.exception()  # of one that nobody waits for any more
 
     def _note_pause(self, began: float) -> None:
         """Who had no database for a while, or stood still, can't tell who else did."""

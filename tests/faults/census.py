@@ -16,8 +16,8 @@ from tests.faults.violation import ViolationError
 
 SETTLE_SECONDS = 15.0
 _ANSWER_SECONDS = 10.0
-_POOL = 10
-"""DATABASE_POOL_SIZE."""
+_CONNECTIONS = 14
+"""DATABASE_POOL_SIZE, and four for heartbeat, log and NOTIFY."""
 _CLIENTS = 3
 """Our channel, and what the bridge may have."""
 _OWN_TASKS = ("AioServer.", "_serve", "_schedule_rpc_coro", "_handle_exceptions")
@@ -83,7 +83,7 @@ def _connections_of(rig: Rig, server: Server) -> dict[str, int]:
     return {
         f"{name}: connections of clients beyond ours": max(0, _connections(pid, server.program.port) - _CLIENTS),
         # The pool keeps what it once needed.
-        f"{name}: connections to PostgreSQL beyond its pool": max(0, to_database - _POOL - 1),
+        f"{name}: connections to PostgreSQL beyond its pool": max(0, to_database - _CONNECTIONS),
     }
 
 

@@ -22,8 +22,10 @@ Stalling = Literal["crawl", "freeze"]
 _SMALL_BUFFER = 4096
 _LONGEST_GAP = 2.0
 """Seconds without a token after which a reader counts as held up, at a token each few milliseconds."""
-_RSS_LIMIT = 64 * 2**20
-"""What stalled readers may cost a server, all together."""
+_RSS_LIMIT = 32 * 2**20
+"""What stalled readers may cost a server, all together: a third of what they miss."""
+_PAGE_RSS_LIMIT = 8 * 2**20
+"""What a stalled page may cost the bridge: less than what it misses."""
 
 
 async def leave(rig: Rig, token: int, how: Leaving) -> Verdict:
@@ -56,7 +58,7 @@ async def stall(rig: Rig, token: int, how: Stalling) -> Verdict:
     return verdict
 
 
-async def stall_much(rig: Rig, calls: int, tokens: int = 400, padding: int = 20_000) -> Verdict:
+async def stall_much(rig: Rig, calls: int = 12, tokens: int = 400, padding: int = 20_000) -> Verdict:
     """Readers that stop reading while megabytes are said hold up nobody, cost little, and miss nothing.
 
     Each second one reads again while there is more to come, the others when there is no more.
@@ -74,12 +76,12 @@ async def stall_much(rig: Rig, calls: int, tokens: int = 400, padding: int = 20_
         await healthy.witness.has_tokens(tokens - 40)
         # Later on they all read at once in this very process, which holds up whoever it likes.
         _was_not_held_up(verdict, healthy.witness)
+        growth = [server.program.rss - was for server, was in zip(rig.servers, before, strict=True)]
         for reader in stalled[::2]:
             reader.thaw()
         await healthy.witness.has_ended(END_SECONDS + tokens * 0.01)
-        growth = [server.program.rss - was for server, was in zip(rig.servers, before, strict=True)]
         verdict.expect(healthy.witness.end == "clean", f"expected a clean end: {healthy.witness}")
-        verdict.expect(max(growth) < _RSS_LIMIT, f"expected less than 64 MiB for stalled readers, got {growth}")
+        verdict.expect(max(growth) < _RSS_LIMIT, f"expected less than 32 MiB for stalled readers, got {growth}")
         moment = time.monotonic()
         for reader in stalled:
             reader.thaw()
@@ -91,7 +93,7 @@ async def stall_much(rig: Rig, calls: int, tokens: int = 400, padding: int = 20_
     return verdict
 
 
-async def stall_page_much(rig: Rig, tokens: int = 300, padding: int = 20_000) -> Verdict:
+async def stall_page_much(rig: Rig, tokens: int = 300, padding: int = 40_000) -> Verdict:
     """A page that stops reading while megabytes are said: its stream may be given up, what was said is kept."""
     verdict = Verdict()
     async with open_conversation(rig) as talk:
@@ -101,7 +103,7 @@ async def stall_page_much(rig: Rig, tokens: int = 300, padding: int = 20_000) ->
         page.freeze()
         await rig.ledger.until_quiet(talk.user, END_SECONDS + rig.grace + tokens * 0.01)
         growth = rig.bridge.rss - before
-        verdict.expect(growth < _RSS_LIMIT, f"expected less than 64 MiB for a stalled page, got {growth}")
+        verdict.expect(growth < _PAGE_RSS_LIMIT, f"expected less than 8 MiB for a stalled page, got {growth}")
         page.thaw()
         await page.witness.has_ended(END_SECONDS)
         verdict.add(await judge(talk))

@@ -90,7 +90,7 @@ _FAULTS: Sequence[Fault] = (
     Fault("leave, model", 2, leave_model),
     Fault("two tabs, interrupt", 5, partial(send_at_once, policy="interrupt", by_page=False)),
     Fault("two tabs by page, interrupt", 5, partial(send_at_once, policy="interrupt", by_page=True)),
-    Fault("stalled readers", 3, partial(stall_much, calls=2)),
+    Fault("stalled readers", 3, stall_much),
     Fault("stalled page", 3, stall_page_much),
     Fault("kill -9 of the server", 150, kill_producer, (1, 390)),
     Fault("kill -9 of the bridge", 20, kill_and_come_back, (1, 300)),
