@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from chatkit_grpc.errors import ChatKitError, from_rpc_error
+from chatkit_grpc.errors import ChatKitError, DatabaseError, from_rpc_error
 from chatkit_grpc.v1 import (
     chat_service_pb2,
     chat_service_pb2_grpc,
@@ -21,12 +21,14 @@ from chatkit_grpc.v1 import (
     thread_service_pb2,
     thread_service_pb2_grpc,
 )
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.event_pb2 import ThreadStreamEvent
 from chatkit_grpc.v1.item_pb2 import STRUCTURED_INPUT_STATUS_SKIPPED
 from chatkit_grpc.v1.run_pb2 import EventBatch, RunState
 
 from server.app import RunningServer, open_server
 from server.database import Database
+from server.runs.store import RunStore
 from server.settings import Settings as ServerSettings
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT
@@ -331,6 +333,25 @@ async def open_pair(database_url: str, settings: ServerSettings = PATIENT, **cha
 async def pair(database_url: str) -> AsyncIterator[Pair]:
     async with open_pair(database_url) as pair:
         yield pair
+
+
+class Log:
+    """A log that can be made to fail, or to take its time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.works = asyncio.Event()
+        self.works.set()
+        self.hangs = False
+        append = RunStore.append
+
+        async def tried(*arguments: Any) -> set[str]:
+            if not self.works.is_set():
+                if not self.hangs:
+                    raise DatabaseError("away", reason=reasons.ERROR_REASON_DATABASE_UNAVAILABLE)
+                await self.works.wait()
+            return await append(*arguments)
+
+        monkeypatch.setattr(RunStore, "append", tried)
 
 
 async def failure(call: Awaitable[object]) -> ChatKitError:

@@ -212,3 +212,28 @@ async def test_the_same_request_adds_and_answers_once(pair: Pair, where: str) ->
 
 async def has_ended(pair: Pair, run_id: str) -> bool:
     return await pair.state(run_id) != "running"
+
+
+@everywhere
+async def test_a_repeated_request_adds_its_item_once_without_a_run(pair: Pair, where: str) -> None:
+    thread_id = await pair.make_thread()
+    first = await pair.here.append(thread_id, message("hi"), request_id="key")
+    again = await pair.at(where).append(thread_id, message("hi"), request_id="key")
+    assert again.item == first.item
+    assert await pair.asked(thread_id) == ["tokens 1", "hi"]
+    error = await failure(pair.at(where).append(thread_id, message("ho"), request_id="key"))
+    assert error.code == "ITEM_EXISTS"
+
+
+@everywhere
+async def test_an_item_with_an_id_is_answered_once_from_however_many_sides(pair: Pair, where: str) -> None:
+    thread_id = await pair.make_thread()
+    item = message("tokens 20 0.02", "msg_1")
+    sides = (pair.here, pair.at(where), pair.here, pair.at(where))
+    responses = await asyncio.gather(*(side.append(thread_id, item, start_run=True) for side in sides))
+    (run_id,) = {response.run_id for response in responses}
+    await until_true(lambda: has_ended(pair, run_id))
+    assert await pair.state(run_id) == "completed"
+    assert await pair.said(thread_id) == [tokens(1), tokens(20)]
+    again = await pair.at(where).append(thread_id, item, start_run=True)
+    assert again.run_id == run_id

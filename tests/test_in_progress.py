@@ -19,7 +19,8 @@ from chatkit_grpc.v1.thread_pb2 import ORDER_ASC, ORDER_DESC
 
 from server.runs.in_progress import InProgress
 from server.runs.pending_items import item_id
-from tests.runs_fixtures import Pair, Reader, Side, everywhere, pair, tokens, until, until_true
+from server.runs.store import RunKey
+from tests.runs_fixtures import Log, Pair, Reader, Side, everywhere, open_pair, pair, tokens, until, until_true
 from tests.scripted import ScriptedServer
 
 __all__ = ["pair"]
@@ -216,3 +217,22 @@ async def test_somebody_else_sees_nothing(pair: Pair, where: str) -> None:
             await call
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert not reader.has_ended
+
+
+async def test_what_the_stream_may_not_show_yet_is_not_shown_by_a_look(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(monkeypatch)
+    async with open_pair(database_url, run_log="ahead") as pair:
+        reader = pair.here.create("steps 3")
+        pair.here.assistant.steps.release()
+        await until(lambda: reader.text == "t0 ")
+        log.works.clear()
+        pair.here.assistant.steps.release()
+        run = pair.here.server.runs.get(RunKey("alice", reader.run_id))
+        assert run is not None
+        await until(lambda: run.sequence > run.logged)
+        assert text_of((await items_of(pair.here, reader.thread_id, "get"))[-1]) == "t0 "
+        log.works.set()
+        pair.here.assistant.steps.release()
+        assert await reader.end() is grpc.StatusCode.OK

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from chatkit.types import AssistantMessageContent, AssistantMessageItem, FileAttachment, ThreadMetadata
-from chatkit_grpc.errors import DatabaseError
-from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.run_pb2 import RunState
 
-from server.lease import LeaseLostError
+from server.database import Database
+from server.lease import Lease, LeaseLostError
+from server.runs import log_writer
 from server.runs.run import Run
+from server.runs.statements import HEARTBEAT
 from server.runs.store import Piece, RunKey, RunStore, ThreadKey
-from tests.runs_fixtures import PATIENT, Pair, Reader, Side, everywhere, open_pair, open_side, pair, until, until_true
+from tests.runs_fixtures import (
+    PATIENT,
+    Log,
+    Pair,
+    Reader,
+    Side,
+    everywhere,
+    open_pair,
+    open_side,
+    pair,
+    until,
+    until_true,
+)
 
 __all__ = ["pair"]
 
@@ -278,25 +292,6 @@ async def test_no_token_is_shown_while_its_server_is_not_sure_of_its_lease(datab
         assert reader.state == RunState.RUN_STATE_COMPLETED
 
 
-class Log:
-    """A log that can be made to fail, or to take its time."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.works = asyncio.Event()
-        self.works.set()
-        self.hangs = False
-        append = RunStore.append
-
-        async def tried(*arguments: Any) -> set[str]:
-            if not self.works.is_set():
-                if not self.hangs:
-                    raise DatabaseError("away", reason=reasons.ERROR_REASON_DATABASE_UNAVAILABLE)
-                await self.works.wait()
-            return await append(*arguments)
-
-        monkeypatch.setattr(RunStore, "append", tried)
-
-
 @pytest.mark.parametrize("hangs", [False, True])
 async def test_a_token_waits_for_a_log_that_is_behind(pair: Pair, monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
     log, assistant = Log(monkeypatch), pair.here.assistant
@@ -372,3 +367,129 @@ async def test_ahead_nothing_is_shown_that_is_not_logged(database_url: str) -> N
             assert reader.state or await pair.logged(run_id, shown)
             await asyncio.sleep(0.01)
         assert await pair.logged(run_id, reader.numbers[-1])
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_what_was_stored_is_not_overwritten_by_a_log_that_is_behind(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    log = Log(monkeypatch)
+    async with open_pair(database_url, run_log="ahead" if ahead else "behind") as pair:
+        reader = await begun(pair)
+        log.works.clear()
+        run = run_of(pair.here, reader)
+        answer = next(iter(run.pending))
+        whole = message(reader.thread_id, answer)
+        await pair.here.server.store.add_thread_item(reader.thread_id, whole, run.context)
+        async with silent(pair.here):
+            await forget(pair, pair.here)
+            await until_true(lambda: is_interrupted(pair, reader))
+            assert await pair.said(reader.thread_id) == ["stale"]
+            resumed = pair.elsewhere.resume(reader.run_id)
+            await resumed.end()
+            assert resumed.events[-2].thread_item_done.item.assistant_message.content[0].output_text.text == "stale"
+            log.works.set()
+        await lost(reader)
+
+
+async def is_interrupted(pair: Pair, reader: Reader) -> bool:
+    return await pair.state(reader.run_id) == "interrupted"
+
+
+async def test_who_saw_more_than_was_logged_is_told_how_it_ended(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch)
+    reader = pair.here.create("steps 9")
+    pair.here.assistant.steps.release()
+    await until(lambda: reader.text == "t0 ")
+    await until_true(lambda: pair.logged(reader.run_id, reader.numbers[-1]))
+    logged = reader.numbers[-1]
+    log.works.clear()
+    pair.here.assistant.steps.release()
+    await until(lambda: reader.text == "t0 t1 ")
+    async with silent(pair.here):
+        await forget(pair, pair.here)
+        await until_true(lambda: is_interrupted(pair, reader))
+        for after in (logged - 1, logged, logged + 1, logged + 2, logged + 3):
+            resumed = pair.elsewhere.resume(reader.run_id, after)
+            assert await resumed.end() is grpc.StatusCode.OK
+            assert resumed.kinds[-2:] == ["thread_item_done", "error"]
+            assert len(resumed.events) == 2 + max(0, logged - after)
+            assert resumed.numbers == sorted(set(resumed.numbers))
+            assert resumed.numbers[-2] > reader.numbers[-1]
+        log.works.set()
+    await lost(reader)
+
+
+async def test_a_lost_run_whose_assistant_does_not_end_is_in_nobodys_way(pair: Pair) -> None:
+    reader = await begun(pair, "deaf")
+    await forget(pair, pair.here)
+    await lost(reader)
+    await until(lambda: not len(pair.here.server.runs))
+    await until_true(lambda: is_interrupted(pair, reader))
+    resumed = pair.here.resume(reader.run_id)
+    assert await resumed.end() is grpc.StatusCode.OK
+    assert resumed.state == INTERRUPTED
+
+
+async def test_a_run_that_can_not_be_ended_now_keeps_no_other_from_being_ended(pair: Pair, database_url: str) -> None:
+    held, other = await begun(pair), await begun(pair)
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with silent(pair.here), connection.transaction():
+            # As by a server that froze while it was ending this one.
+            await connection.execute("select from chat_sessions where session_id = $1 for update", held.thread_id)
+            await forget(pair, pair.here)
+            await until_true(lambda: is_interrupted(pair, other), 8)
+            assert await pair.state(held.run_id) == "running"
+    finally:
+        await connection.close()
+    await until_true(lambda: is_interrupted(pair, held), 12)
+    for reader in (held, other):
+        await lost(reader)
+
+
+async def test_a_heartbeat_whose_answer_stays_out_is_sent_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = await begun(pair)
+    membership = pair.here.server.runs.membership
+    fetchrow, silenced = Database.fetchrow, asyncio.Event()
+
+    async def silent_once(self: Database, statement: str, *values: object) -> Any:
+        if statement == HEARTBEAT and values[0] == membership.server_id and not silenced.is_set():
+            silenced.set()
+            await asyncio.sleep(60)
+        return await fetchrow(self, statement, *values)
+
+    server_id = membership.server_id
+    monkeypatch.setattr(Database, "fetchrow", silent_once)
+    await silenced.wait()
+    await asyncio.sleep(2.5)  # longer than the lease
+    assert membership.is_sure
+    assert membership.server_id == server_id
+    pair.here.assistant.may_go_on.set()
+    assert await reader.end() is grpc.StatusCode.OK
+
+
+async def test_what_gathered_while_the_log_was_away_is_written_in_parts(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(monkeypatch)
+    append, sizes = RunStore.append, []
+
+    async def measured(self: RunStore, server_id: str, pieces: Sequence[tuple[Lease, Piece]]) -> set[str]:
+        held = await append(self, server_id, pieces)
+        sizes.append(sum(len(piece.events) for _, piece in pieces))
+        return held
+
+    monkeypatch.setattr(RunStore, "append", measured)
+    monkeypatch.setattr(log_writer, "LARGEST_FLUSH_BYTES", 1_000_000)
+    log.works.clear()
+    reader = pair.here.create("large 400 20000")
+    await reader.run()
+    run = run_of(pair.here, reader)
+    await until(lambda: run.sequence > 400)
+    log.works.set()
+    await until(lambda: reader.text.endswith("t399 ") or "t399 " in reader.text, 20)
+    await until_true(lambda: pair.logged(reader.run_id, run.sequence))
+    assert len(sizes) >= 8
+    assert max(sizes) <= 1_000_000 + 256 * 1024
+    assert reader.numbers == list(range(1, reader.numbers[-1] + 1))

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
+from chatkit_grpc.errors import DatabaseError
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.run_pb2 import RunState
 
+from server.database import Database
 from server.retention import Retention
 from server.runs.watching import SETTLED_SECONDS
-from tests.runs_fixtures import PATIENT, Metadata, Pair, Reader, Side, everywhere, pair, until
+from server.statements import SAVE_ITEM
+from tests.runs_fixtures import (
+    PATIENT,
+    Metadata,
+    Pair,
+    Reader,
+    Side,
+    everywhere,
+    open_pair,
+    pair,
+    tokens,
+    until,
+    until_true,
+)
+from tests.scripted import ScriptedServer
 
 __all__ = ["pair"]
 
@@ -331,3 +349,86 @@ async def test_a_repeated_request_stops_nobody_and_is_not_refused_by_a_lock(pair
     again = pair.at(where).say(thread_id, "tokens 2", request_id="key")
     assert await again.end() is grpc.StatusCode.OK
     assert again.numbered == first.numbered
+
+
+@everywhere
+async def test_an_action_that_leaves_nothing_on_its_thread_is_done_once(
+    pair: Pair, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    action = ScriptedServer.action
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return action(*arguments)
+
+    monkeypatch.setattr(ScriptedServer, "action", counted)
+    thread_id = await pair.make_thread()
+    for side in (pair.here, pair.here, pair.at(where)):
+        assert await side.act(thread_id, request_id="key").end() is grpc.StatusCode.OK
+    assert calls == 1
+
+
+@everywhere
+async def test_a_repeated_retry_attaches_though_its_item_is_gone(pair: Pair, where: str) -> None:
+    thread_id = await pair.make_thread()
+    answer_id = (await pair.items(thread_id))[-1]["id"]
+    first = pair.here.retry(thread_id, answer_id, request_id="key")
+    assert await first.end() is grpc.StatusCode.OK
+    again = pair.at(where).retry(thread_id, answer_id, request_id="key")
+    assert await again.end() is grpc.StatusCode.OK
+    assert again.text == first.text
+    assert await pair.said(thread_id) == [tokens(1)]
+
+
+@everywhere
+async def test_a_message_that_was_stored_is_not_stored_again_though_nobody_heard_of_it(
+    pair: Pair, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetchrow, is_first = Database.fetchrow, True
+
+    async def cut(self: Database, statement: str, *values: object) -> Any:
+        nonlocal is_first
+        row = await fetchrow(self, statement, *values)
+        if statement == SAVE_ITEM and is_first:
+            is_first = False
+            raise DatabaseError("cut", reason=reasons.ERROR_REASON_DATABASE_UNAVAILABLE)
+        return row
+
+    thread_id = await pair.make_thread()
+    monkeypatch.setattr(Database, "fetchrow", cut)
+    assert await pair.here.say(thread_id, "tokens 2", request_id="key").end() is grpc.StatusCode.UNAVAILABLE
+    assert await pair.at(where).say(thread_id, "tokens 2", request_id="key").end() is grpc.StatusCode.UNAVAILABLE
+    assert await pair.asked(thread_id) == ["tokens 1", "tokens 2"]
+
+
+async def test_a_repeated_request_does_not_wait_behind_a_message_that_waits_for_it(database_url: str) -> None:
+    async with open_pair(database_url, run_conflict="enqueue") as pair:
+        thread_id = await pair.make_thread()
+        first = pair.here.say(thread_id, "wait", request_id="key")
+        await until(lambda: first.text == "one two ")
+        second = pair.here.say(thread_id, "tokens 2")
+        await asyncio.sleep(0.3)  # until it waits
+        again = pair.here.say(thread_id, "wait", request_id="key")
+        await until(lambda: again.text == "one two ", 3)
+        pair.here.assistant.may_go_on.set()
+        for reader in (first, again, second):
+            assert await reader.end() is grpc.StatusCode.OK
+
+
+@everywhere
+async def test_an_effect_of_the_time_without_a_connection_is_told(pair: Pair, where: str) -> None:
+    first = pair.here.create("effects")
+    await until(lambda: first.text == "one two ")
+    run_id, last = first.run_id, first.numbers[-1]
+    await first.leave()
+    pair.here.assistant.may_go_on.set()
+    await until_true(lambda: has_ended(pair, run_id))
+    resumed = pair.at(where).resume(run_id, last)
+    assert await resumed.end() is grpc.StatusCode.OK
+    assert resumed.effects == ["late"]
+
+
+async def has_ended(pair: Pair, run_id: str) -> bool:
+    return await pair.state(run_id) != "running"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import grpc
 import pytest
 
+from server import retention
 from server.database import Database
 from server.retention import OLD_THREADS, Retention
 from tests.runs_fixtures import PATIENT, Pair, pair, tokens, until
@@ -112,3 +114,29 @@ async def test_an_old_thread_that_somebody_writes_to_meanwhile_is_kept(
         patched.setattr(Database, "fetch", slow)
         await Retention(pair.here.database, replace(PATIENT, thread_ttl_days=2)).sweep_whole_tables()
     assert await pair.said(thread_id) == [tokens(1), tokens(2)]
+
+
+async def test_no_statement_sweeps_more_than_a_batch(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "_BATCH", 1000)
+    monkeypatch.setattr(retention, "_PAUSE_BETWEEN_BATCHES", 0)
+    long, short = pair.here.create("tokens 1"), pair.here.create("tokens 1")
+    for reader in (long, short):
+        await reader.end()
+    await pair.fetch(
+        "insert into run_events (user_id, run_id, first_sequence, last_sequence, events) "
+        "select 'alice', $1, n, n, '' from generate_series(1000, 6000) as n",
+        long.run_id,
+    )
+    await pair.fetch("update runs set ended_at = now() - interval '2 seconds'")
+    left = [(await counts(pair))["run_events"]]
+    fetchval = Database.fetchval
+
+    async def counted(self: Database, statement: str, *values: object) -> Any:
+        result = await fetchval(self, statement, *values)
+        left.append((await counts(pair))["run_events"])
+        return result
+
+    monkeypatch.setattr(Database, "fetchval", counted)
+    await Retention(pair.here.database, SHORT).sweep()
+    assert left[-1] == 0
+    assert all(before - after <= 1000 for before, after in pairwise(left))

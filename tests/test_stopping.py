@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
-from chatkit_grpc.errors import ChatKitError
+from chatkit_grpc.errors import ChatKitError, DatabaseError
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.run_pb2 import RunState
 
+from server.store import PostgresStore
 from tests.runs_fixtures import Pair, Reader, Side, everywhere, failure, open_pair, open_side, pair, until, until_true
 
 __all__ = ["pair"]
@@ -263,3 +266,38 @@ async def test_a_server_that_goes_down_sends_away_who_watches_foreign_runs(datab
         pair.here.assistant.may_go_on.set()
         await until(lambda: again.what[-1:] == ["run_ended"])
         assert again.text == "three"
+
+
+async def test_a_cancel_while_the_database_is_away_is_told_to_the_model_all_the_same(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = pair.here.create("wait")
+    await until(lambda: reader.text == "one two ")
+    add, is_away = PostgresStore.add_thread_item, True
+
+    async def away(*arguments: Any) -> None:
+        if is_away:
+            raise DatabaseError("away", reason=reasons.ERROR_REASON_DATABASE_UNAVAILABLE)
+        await add(*arguments)
+
+    monkeypatch.setattr(PostgresStore, "add_thread_item", away)
+    cancelling = asyncio.create_task(pair.here.cancel(reader.run_id))
+    await asyncio.sleep(0.3)
+    is_away = False
+    await cancelling
+    assert await reader.end() is grpc.StatusCode.OK
+    assert await pair.types(reader.thread_id) == ["user_message", "assistant_message", "sdk_hidden_context"]
+
+
+async def test_an_interrupted_run_resumed_after_its_last_event_repeats_nothing(database_url: str) -> None:
+    async with open_side(database_url) as rest:
+        async with open_side(database_url) as side:
+            reader = side.create("tokens 10000 0.004")
+            await until(lambda: "t50 " in reader.text)
+        await reader.end()
+        assert reader.kinds[-1] == "error"
+        for after in reader.numbers[-3:]:
+            resumed = rest.resume(reader.run_id, after)
+            assert await resumed.end() is grpc.StatusCode.OK
+            assert resumed.numbered == [(number, event) for number, event in reader.numbered if number > after]
+            assert resumed.state == RunState.RUN_STATE_INTERRUPTED

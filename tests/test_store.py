@@ -56,6 +56,7 @@ from server import records, statements
 from server import store as store_module
 from server.context import RequestContext
 from server.database import Database, open_database
+from server.runs import statements as run_statements
 from server.settings import Settings
 from server.store import PostgresStore
 from server.text_repair import whole
@@ -724,6 +725,23 @@ def test_every_statement_names_its_user() -> None:
         assert tables
         users = re.findall(r"user_id = \$1|values \(\$1|select \$1", statement)
         assert len(users) == len(tables), statement
+
+
+OF_A_SERVER = {
+    *("APPEND_LOG", "READ_LOG", "PROMISE_TO_WATCH", "READ_THREAD_EVENTS", "HEARTBEAT"),  # of many users at once
+    *("ORPHANED_RUNS", "RUNS_OF_SERVER"),
+}
+"""Statements of runs that are no single user's."""
+
+
+def test_every_statement_of_a_run_names_its_user_unless_it_is_a_servers() -> None:
+    sql = {name: value for name, value in vars(run_statements).items() if re.match("[A-Z]", name)}
+    names = "chat_sessions|chat_messages|thread_events|runs|run_events"
+    touching = {name for name, statement in sql.items() if re.search(rf"\b(?:{names})\b", statement)}
+    unscoped = {name for name in touching if not re.search(r"user_id = \$1|select \$1", sql[name])}
+    assert unscoped == OF_A_SERVER
+    for name in ("READ_LOG", "READ_THREAD_EVENTS", "PROMISE_TO_WATCH"):
+        assert "$1::text[]" in sql[name]  # the users, each beside what is asked of him
 
 
 # Ids and times

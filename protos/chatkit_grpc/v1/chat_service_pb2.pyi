@@ -99,7 +99,9 @@ class CreateThreadRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128
+    characters: printable ASCII, no spaces.
+    """
     @_builtins.property
     def input(self) -> Global___UserMessageInput:
         """The first message."""
@@ -156,7 +158,9 @@ class AddUserMessageRequest(_message.Message):
     thread_id: _builtins.str
     """The thread to add to."""
     request_id: _builtins.str
-    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128
+    characters: printable ASCII, no spaces.
+    """
     @_builtins.property
     def input(self) -> Global___UserMessageInput:
         """The message."""
@@ -216,7 +220,9 @@ class AddClientToolOutputRequest(_message.Message):
     result: _builtins.str
     """What the tool returned; null is a value."""
     request_id: _builtins.str
-    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128
+    characters: printable ASCII, no spaces.
+    """
     def __init__(
         self,
         *,
@@ -273,7 +279,9 @@ class AddStructuredInputRequest(_message.Message):
     item_id: _builtins.str
     """The item that asked."""
     request_id: _builtins.str
-    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128
+    characters: printable ASCII, no spaces.
+    """
     @_builtins.property
     def input(self) -> Global___StructuredInputSubmission:
         """The answers."""
@@ -385,7 +393,9 @@ class RetryAfterItemRequest(_message.Message):
     one before it is answered again.
     """
     request_id: _builtins.str
-    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128
+    characters: printable ASCII, no spaces.
+    """
     def __init__(
         self,
         *,
@@ -442,7 +452,9 @@ class RunActionRequest(_message.Message):
     item_id: _builtins.str
     """The widget it comes from. Absent where it comes from the page itself."""
     request_id: _builtins.str
-    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128 characters."""
+    """An id of the caller's choice that makes repeating the call safe; a random UUID is a good one. At most 128
+    characters: printable ASCII, no spaces.
+    """
     @_builtins.property
     def action(self) -> Global___Action:
         """The action."""

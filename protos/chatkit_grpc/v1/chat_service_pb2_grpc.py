@@ -34,14 +34,17 @@ class ChatServiceStub:
 
     A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
     call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
-    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+    (REQUEST_ID_REUSED) where it asks for something else than that call did. A run that failed or was stopped before it
+    left anything on the thread gives its request_id back. One that begins with "auto-" is the bridge's: it counts for a
+    minute, and until RunService.AcknowledgeRun.
 
     At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
-    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.
+    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
+    while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
 
     def __init__(self, channel):
@@ -101,14 +104,17 @@ class ChatServiceServicer:
 
     A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
     call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
-    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+    (REQUEST_ID_REUSED) where it asks for something else than that call did. A run that failed or was stopped before it
+    left anything on the thread gives its request_id back. One that begins with "auto-" is the bridge's: it counts for a
+    minute, and until RunService.AcknowledgeRun.
 
     At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
-    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.
+    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
+    while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
 
     def CreateThread(self, request, context):
@@ -143,7 +149,7 @@ class ChatServiceServicer:
 
     def RetryAfterItem(self, request, context):
         """Answers a user's message again: removes what came after it and streams a new answer. The item is the message itself,
-        or the item before it, as ChatKit's page sends it.
+        or the item before it, as ChatKit's page sends it. FAILED_PRECONDITION where the thread has no user's message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,14 +238,17 @@ class ChatService:
 
     A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
     call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
-    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+    (REQUEST_ID_REUSED) where it asks for something else than that call did. A run that failed or was stopped before it
+    left anything on the thread gives its request_id back. One that begins with "auto-" is the bridge's: it counts for a
+    minute, and until RunService.AcknowledgeRun.
 
     At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
-    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.
+    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
+    while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
 
     @staticmethod

@@ -35,14 +35,17 @@ class ChatServiceStub:
 
     A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
     call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
-    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+    (REQUEST_ID_REUSED) where it asks for something else than that call did. A run that failed or was stopped before it
+    left anything on the thread gives its request_id back. One that begins with "auto-" is the bridge's: it counts for a
+    minute, and until RunService.AcknowledgeRun.
 
     At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
-    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.
+    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
+    while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
 
     @_typing.overload
@@ -63,7 +66,7 @@ class ChatServiceStub:
     """
     RetryAfterItem: _grpc.UnaryStreamMultiCallable[_chat_service_pb2.RetryAfterItemRequest, _chat_service_pb2.RetryAfterItemResponse]
     """Answers a user's message again: removes what came after it and streams a new answer. The item is the message itself,
-    or the item before it, as ChatKit's page sends it.
+    or the item before it, as ChatKit's page sends it. FAILED_PRECONDITION where the thread has no user's message.
     """
     RunAction: _grpc.UnaryStreamMultiCallable[_chat_service_pb2.RunActionRequest, _chat_service_pb2.RunActionResponse]
     """Runs an action of a widget or of the page and streams what follows. Where item_id isn't a widget, the stream is one
@@ -86,14 +89,17 @@ class ChatServiceAsyncStub(ChatServiceStub):
 
     A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
     call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
-    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+    (REQUEST_ID_REUSED) where it asks for something else than that call did. A run that failed or was stopped before it
+    left anything on the thread gives its request_id back. One that begins with "auto-" is the bridge's: it counts for a
+    minute, and until RunService.AcknowledgeRun.
 
     At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
-    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.
+    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
+    while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -111,7 +117,7 @@ class ChatServiceAsyncStub(ChatServiceStub):
     """
     RetryAfterItem: _aio.UnaryStreamMultiCallable[_chat_service_pb2.RetryAfterItemRequest, _chat_service_pb2.RetryAfterItemResponse]  # type: ignore[assignment]
     """Answers a user's message again: removes what came after it and streams a new answer. The item is the message itself,
-    or the item before it, as ChatKit's page sends it.
+    or the item before it, as ChatKit's page sends it. FAILED_PRECONDITION where the thread has no user's message.
     """
     RunAction: _aio.UnaryStreamMultiCallable[_chat_service_pb2.RunActionRequest, _chat_service_pb2.RunActionResponse]  # type: ignore[assignment]
     """Runs an action of a widget or of the page and streams what follows. Where item_id isn't a widget, the stream is one
@@ -133,14 +139,17 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A call with the request_id of one of the user's calls of the last 24 hours starts nothing: it watches the run of that
     call, from its first event on or, with the metadata `last-event-id: RUN_ID:SEQUENCE`, after that one. INVALID_ARGUMENT
-    (REQUEST_ID_REUSED) where it asks for something else than that call did.
+    (REQUEST_ID_REUSED) where it asks for something else than that call did. A run that failed or was stopped before it
+    left anything on the thread gives its request_id back. One that begins with "auto-" is the bridge's: it counts for a
+    minute, and until RunService.AcknowledgeRun.
 
     At most one run is active on a thread. A call that would start a second one stops the first, waits for its end, or
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
     All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
-    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database.
+    NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
+    while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
 
     @_abc_1.abstractmethod
@@ -186,7 +195,7 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_chat_service_pb2.RetryAfterItemResponse], _abc.AsyncIterator[_chat_service_pb2.RetryAfterItemResponse]]:
         """Answers a user's message again: removes what came after it and streams a new answer. The item is the message itself,
-        or the item before it, as ChatKit's page sends it.
+        or the item before it, as ChatKit's page sends it. FAILED_PRECONDITION where the thread has no user's message.
         """
 
     @_abc_1.abstractmethod

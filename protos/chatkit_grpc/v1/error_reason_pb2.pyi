@@ -86,7 +86,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Sample: {"reason": "DEADLINE_EXCEEDED", "domain": "chatkit-grpc", "metadata": {}}
     """
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 16
-    """The run was stopped. CANCELLED, 499.
+    """The call was ended by its caller, or by gRPC. CANCELLED, 499.
     Sample: {"reason": "CANCELLED", "domain": "chatkit-grpc", "metadata": {}}
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 17
@@ -99,7 +99,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_RUN_CONFLICT: _ErrorReason.ValueType  # 19
     """Another run is active on the thread, and RUN_CONFLICT says reject. ABORTED, 409.
-    Sample: {"reason": "RUN_CONFLICT", "domain": "chatkit-grpc", "metadata": {"run_id": "run_0192f0c1d2e3"}}
+    Sample: {"reason": "RUN_CONFLICT", "domain": "chatkit-grpc", "metadata": {"run_id": "run_0192f0c1d2e3", "thread_id":
+    "thr_0192f0c1d2e3"}}
     """
     ERROR_REASON_RUN_INTERRUPTED: _ErrorReason.ValueType  # 20
     """The run's server went away before the answer was complete; what was said is kept. UNAVAILABLE, 503.
@@ -118,7 +119,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Sample: {"reason": "REQUEST_ID_REUSED", "domain": "chatkit-grpc", "metadata": {}}
     """
     ERROR_REASON_EVENTS_EXPIRED: _ErrorReason.ValueType  # 24
-    """The events asked for are no longer kept. OUT_OF_RANGE, 410.
+    """The events asked for are no longer kept. OUT_OF_RANGE, 410. Of a run, oldest_sequence is the number of the first one
+    that is; where none is, the number after its last. Of a thread there is no such number: read it instead.
     Sample: {"reason": "EVENTS_EXPIRED", "domain": "chatkit-grpc", "metadata": {"oldest_sequence": "120"}}
     """
     ERROR_REASON_ITEM_EXISTS: _ErrorReason.ValueType  # 25
@@ -195,7 +197,7 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 15
 Sample: {"reason": "DEADLINE_EXCEEDED", "domain": "chatkit-grpc", "metadata": {}}
 """
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 16
-"""The run was stopped. CANCELLED, 499.
+"""The call was ended by its caller, or by gRPC. CANCELLED, 499.
 Sample: {"reason": "CANCELLED", "domain": "chatkit-grpc", "metadata": {}}
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
@@ -208,7 +210,8 @@ Sample: {"reason": "RUN_NOT_FOUND", "domain": "chatkit-grpc", "metadata": {"run_
 """
 ERROR_REASON_RUN_CONFLICT: ErrorReason.ValueType  # 19
 """Another run is active on the thread, and RUN_CONFLICT says reject. ABORTED, 409.
-Sample: {"reason": "RUN_CONFLICT", "domain": "chatkit-grpc", "metadata": {"run_id": "run_0192f0c1d2e3"}}
+Sample: {"reason": "RUN_CONFLICT", "domain": "chatkit-grpc", "metadata": {"run_id": "run_0192f0c1d2e3", "thread_id":
+"thr_0192f0c1d2e3"}}
 """
 ERROR_REASON_RUN_INTERRUPTED: ErrorReason.ValueType  # 20
 """The run's server went away before the answer was complete; what was said is kept. UNAVAILABLE, 503.
@@ -227,7 +230,8 @@ ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 23
 Sample: {"reason": "REQUEST_ID_REUSED", "domain": "chatkit-grpc", "metadata": {}}
 """
 ERROR_REASON_EVENTS_EXPIRED: ErrorReason.ValueType  # 24
-"""The events asked for are no longer kept. OUT_OF_RANGE, 410.
+"""The events asked for are no longer kept. OUT_OF_RANGE, 410. Of a run, oldest_sequence is the number of the first one
+that is; where none is, the number after its last. Of a thread there is no such number: read it instead.
 Sample: {"reason": "EVENTS_EXPIRED", "domain": "chatkit-grpc", "metadata": {"oldest_sequence": "120"}}
 """
 ERROR_REASON_ITEM_EXISTS: ErrorReason.ValueType  # 25

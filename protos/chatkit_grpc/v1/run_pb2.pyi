@@ -27,7 +27,7 @@ class _RunState:
 class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
-    """Not said: it goes on."""
+    """Not said: in a batch, it goes on; of CancelRun, nothing ran."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 1
     """It makes its answer."""
     RUN_STATE_COMPLETED: _RunState.ValueType  # 2
@@ -35,7 +35,9 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_CANCELLED: _RunState.ValueType  # 3
     """It was stopped: by CancelRun, by a newer message, or because nobody watched it. What was said is on the thread."""
     RUN_STATE_FAILED: _RunState.ValueType  # 4
-    """The assistant failed."""
+    """The request was refused, or could not be carried out; the stream ends with that status. (Where the assistant fails,
+    the run is completed with an `error` event.)
+    """
     RUN_STATE_INTERRUPTED: _RunState.ValueType  # 5
     """Its server went down or away. What was said is on the thread, and the last event is an `error` that allows a retry."""
 
@@ -43,7 +45,7 @@ class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """How far a run is."""
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
-"""Not said: it goes on."""
+"""Not said: in a batch, it goes on; of CancelRun, nothing ran."""
 RUN_STATE_RUNNING: RunState.ValueType  # 1
 """It makes its answer."""
 RUN_STATE_COMPLETED: RunState.ValueType  # 2
@@ -51,7 +53,9 @@ RUN_STATE_COMPLETED: RunState.ValueType  # 2
 RUN_STATE_CANCELLED: RunState.ValueType  # 3
 """It was stopped: by CancelRun, by a newer message, or because nobody watched it. What was said is on the thread."""
 RUN_STATE_FAILED: RunState.ValueType  # 4
-"""The assistant failed."""
+"""The request was refused, or could not be carried out; the stream ends with that status. (Where the assistant fails,
+the run is completed with an `error` event.)
+"""
 RUN_STATE_INTERRUPTED: RunState.ValueType  # 5
 """Its server went down or away. What was said is on the thread, and the last event is an `error` that allows a retry."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
@@ -59,9 +63,9 @@ Global___RunState: _TypeAlias = RunState  # noqa: Y015
 @_typing.final
 class EventBatch(_message.Message):
     """What a run said since the last batch. The events of a run are numbered from 1; those of a batch follow each other, so
-    that the second one's number is first_sequence + 1. Between two batches numbers are left out only where a replay
-    leaves out a `client_effect`. They go back only at the end of an interrupted run: its last batch follows the last event
-    that was kept, which may have a lower number than the last one that was seen.
+    that the second one's number is first_sequence + 1. Numbers only go up. Between two batches some are left out where a
+    replay leaves out a `client_effect`, and before what another server adds to the run of a dead one: about a million,
+    since watchers may have seen events of it that were never logged.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -78,7 +82,7 @@ class EventBatch(_message.Message):
     """How the run ended; only in the last batch of a stream that saw the end, which may have no events."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.ThreadStreamEvent]:
-        """At least one, but in the last batch of a run."""
+        """At least one, but in the last batch of a run, and in the first for a caller who has all that was said so far."""
 
     def __init__(
         self,

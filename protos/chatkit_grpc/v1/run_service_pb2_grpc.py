@@ -66,8 +66,9 @@ class RunServiceServicer:
 
     def ResumeRun(self, request, context):
         """Streams what a run said after an event, then what it goes on to say, and ends with it; one that has ended is
-        replayed. A replay leaves out each `client_effect`. OUT_OF_RANGE (with oldest_sequence in its metadata) where the
-        events asked for are no longer kept. FAILED with the status of the run where it failed.
+        replayed. A replay from the start leaves out each `client_effect`. OUT_OF_RANGE (EVENTS_EXPIRED) where the events
+        asked for are no longer kept. Where the run failed, the call fails with its status. UNAVAILABLE (RUN_INTERRUPTED)
+        where its server lost it, and while this server goes down: call again, after the last event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,8 +40,9 @@ class RunServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RunServiceAsyncStub: ...
     ResumeRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]
     """Streams what a run said after an event, then what it goes on to say, and ends with it; one that has ended is
-    replayed. A replay leaves out each `client_effect`. OUT_OF_RANGE (with oldest_sequence in its metadata) where the
-    events asked for are no longer kept. FAILED with the status of the run where it failed.
+    replayed. A replay from the start leaves out each `client_effect`. OUT_OF_RANGE (EVENTS_EXPIRED) where the events
+    asked for are no longer kept. Where the run failed, the call fails with its status. UNAVAILABLE (RUN_INTERRUPTED)
+    where its server lost it, and while this server goes down: call again, after the last event.
     """
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]
     """Stops a run, and answers once it has ended and what it said is on the thread. Those who watch it see a clean end.
@@ -64,8 +65,9 @@ class RunServiceAsyncStub(RunServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ResumeRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
     """Streams what a run said after an event, then what it goes on to say, and ends with it; one that has ended is
-    replayed. A replay leaves out each `client_effect`. OUT_OF_RANGE (with oldest_sequence in its metadata) where the
-    events asked for are no longer kept. FAILED with the status of the run where it failed.
+    replayed. A replay from the start leaves out each `client_effect`. OUT_OF_RANGE (EVENTS_EXPIRED) where the events
+    asked for are no longer kept. Where the run failed, the call fails with its status. UNAVAILABLE (RUN_INTERRUPTED)
+    where its server lost it, and while this server goes down: call again, after the last event.
     """
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]  # type: ignore[assignment]
     """Stops a run, and answers once it has ended and what it said is on the thread. Those who watch it see a clean end.
@@ -91,8 +93,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_service_pb2.ResumeRunResponse], _abc.AsyncIterator[_run_service_pb2.ResumeRunResponse]]:
         """Streams what a run said after an event, then what it goes on to say, and ends with it; one that has ended is
-        replayed. A replay leaves out each `client_effect`. OUT_OF_RANGE (with oldest_sequence in its metadata) where the
-        events asked for are no longer kept. FAILED with the status of the run where it failed.
+        replayed. A replay from the start leaves out each `client_effect`. OUT_OF_RANGE (EVENTS_EXPIRED) where the events
+        asked for are no longer kept. Where the run failed, the call fails with its status. UNAVAILABLE (RUN_INTERRUPTED)
+        where its server lost it, and while this server goes down: call again, after the last event.
         """
 
     @_abc_1.abstractmethod

@@ -391,11 +391,11 @@ class AppendItemRequest(_message.Message):
     start_run: _builtins.bool
     """Whether the assistant answers it."""
     request_id: _builtins.str
-    """As in ChatService, for a call that starts a run."""
+    """As in ChatService. Where the item has no id, it gets one that is made of this, so that it is added once."""
     @_builtins.property
     def item(self) -> _item_pb2.ThreadItem:
         """The item. Without an id it gets one, without a time the present one; its thread_id may be left out. An item with an
-        id is added once, however often the call is repeated.
+        id is added, and answered, once, however often the call is repeated.
         """
 
     def __init__(

@@ -119,8 +119,8 @@ class ThreadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListItems(self, request, context):
-        """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
-        (UNKNOWN_CURSOR) where `after` names no element.
+        """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among
+        them, and never makes a page shorter. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,9 +134,11 @@ class ThreadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AppendItem(self, request, context):
-        """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name. With
-        start_run the assistant answers it; that run goes on to its end though nobody may watch it, and fails to start as a
-        call of ChatService does. ALREADY_EXISTS (ITEM_EXISTS) where the thread has another item with that id.
+        """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name; also to a
+        thread that is locked or on which an answer is being made. With start_run the assistant answers it: that run goes on
+        to its end as long as nobody has watched it, and fails to start as a call of ChatService does. NOT_FOUND without the
+        thread or an attachment; INVALID_ARGUMENT for an item of an unknown kind or of another thread; ALREADY_EXISTS
+        (ITEM_EXISTS) where the thread has another item with that id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,15 +49,17 @@ class ThreadServiceStub:
     DeleteThread: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.DeleteThreadRequest, _thread_service_pb2.DeleteThreadResponse]
     """Deletes a thread with all that is on it. Deleting what isn't there is NOT_FOUND."""
     ListItems: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.ListItemsRequest, _thread_service_pb2.ListItemsResponse]
-    """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
-    (UNKNOWN_CURSOR) where `after` names no element.
+    """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among
+    them, and never makes a page shorter. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element.
     """
     AddFeedback: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.AddFeedbackRequest, _thread_service_pb2.AddFeedbackResponse]
     """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded."""
     AppendItem: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.AppendItemRequest, _thread_service_pb2.AppendItemResponse]
-    """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name. With
-    start_run the assistant answers it; that run goes on to its end though nobody may watch it, and fails to start as a
-    call of ChatService does. ALREADY_EXISTS (ITEM_EXISTS) where the thread has another item with that id.
+    """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name; also to a
+    thread that is locked or on which an answer is being made. With start_run the assistant answers it: that run goes on
+    to its end as long as nobody has watched it, and fails to start as a call of ChatService does. NOT_FOUND without the
+    thread or an attachment; INVALID_ARGUMENT for an item of an unknown kind or of another thread; ALREADY_EXISTS
+    (ITEM_EXISTS) where the thread has another item with that id.
     """
     WatchThread: _grpc.UnaryStreamMultiCallable[_thread_service_pb2.WatchThreadRequest, _thread_service_pb2.WatchThreadResponse]
     """Streams everything that happens on a thread, between runs too, until the caller leaves: items added, changed and
@@ -87,15 +89,17 @@ class ThreadServiceAsyncStub(ThreadServiceStub):
     DeleteThread: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.DeleteThreadRequest, _thread_service_pb2.DeleteThreadResponse]  # type: ignore[assignment]
     """Deletes a thread with all that is on it. Deleting what isn't there is NOT_FOUND."""
     ListItems: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.ListItemsRequest, _thread_service_pb2.ListItemsResponse]  # type: ignore[assignment]
-    """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
-    (UNKNOWN_CURSOR) where `after` names no element.
+    """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among
+    them, and never makes a page shorter. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element.
     """
     AddFeedback: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.AddFeedbackRequest, _thread_service_pb2.AddFeedbackResponse]  # type: ignore[assignment]
     """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded."""
     AppendItem: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.AppendItemRequest, _thread_service_pb2.AppendItemResponse]  # type: ignore[assignment]
-    """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name. With
-    start_run the assistant answers it; that run goes on to its end though nobody may watch it, and fails to start as a
-    call of ChatService does. ALREADY_EXISTS (ITEM_EXISTS) where the thread has another item with that id.
+    """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name; also to a
+    thread that is locked or on which an answer is being made. With start_run the assistant answers it: that run goes on
+    to its end as long as nobody has watched it, and fails to start as a call of ChatService does. NOT_FOUND without the
+    thread or an attachment; INVALID_ARGUMENT for an item of an unknown kind or of another thread; ALREADY_EXISTS
+    (ITEM_EXISTS) where the thread has another item with that id.
     """
     WatchThread: _aio.UnaryStreamMultiCallable[_thread_service_pb2.WatchThreadRequest, _thread_service_pb2.WatchThreadResponse]  # type: ignore[assignment]
     """Streams everything that happens on a thread, between runs too, until the caller leaves: items added, changed and
@@ -152,8 +156,8 @@ class ThreadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _thread_service_pb2.ListItemsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_thread_service_pb2.ListItemsResponse, _abc.Awaitable[_thread_service_pb2.ListItemsResponse]]:
-        """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among them, and never makes a page shorter. INVALID_ARGUMENT
-        (UNKNOWN_CURSOR) where `after` names no element.
+        """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among
+        them, and never makes a page shorter. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element.
         """
 
     @_abc_1.abstractmethod
@@ -170,9 +174,11 @@ class ThreadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _thread_service_pb2.AppendItemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_thread_service_pb2.AppendItemResponse, _abc.Awaitable[_thread_service_pb2.AppendItemResponse]]:
-        """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name. With
-        start_run the assistant answers it; that run goes on to its end though nobody may watch it, and fails to start as a
-        call of ChatService does. ALREADY_EXISTS (ITEM_EXISTS) where the thread has another item with that id.
+        """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name; also to a
+        thread that is locked or on which an answer is being made. With start_run the assistant answers it: that run goes on
+        to its end as long as nobody has watched it, and fails to start as a call of ChatService does. NOT_FOUND without the
+        thread or an attachment; INVALID_ARGUMENT for an item of an unknown kind or of another thread; ALREADY_EXISTS
+        (ITEM_EXISTS) where the thread has another item with that id.
         """
 
     @_abc_1.abstractmethod
