@@ -72,9 +72,7 @@ class Settings:
             "shutdown_grace_seconds": env.float(
                 "SHUTDOWN_GRACE_SECONDS", default.shutdown_grace_seconds, validate=must_be.Range(0, 3600)
             ),
-            "run_grace_seconds": env.float(
-                "RUN_GRACE_SECONDS", default.run_grace_seconds, validate=must_be.Range(-1, 86400)
-            ),
+            "run_grace_seconds": env.float("RUN_GRACE_SECONDS", default.run_grace_seconds, validate=_run_grace),
             "run_conflict": env.str(
                 "RUN_CONFLICT", default.run_conflict, validate=must_be.OneOf(get_args(ConflictPolicy))
             ),
@@ -124,6 +122,11 @@ def _postgres_url(url: str) -> None:
     scheme = urlsplit(url).scheme if url else "postgresql"
     if scheme not in {"postgresql", "postgres"}:
         raise ValidationError(f"expected postgresql://user@host/name, got the scheme {scheme!r}")
+
+
+def _run_grace(seconds: float | None) -> None:
+    if seconds is not None and seconds != -1 and not 0 <= seconds <= 86400:
+        raise ValidationError(f"expected 0 to 86400 seconds, or -1 for no end, got {seconds:g}")
 
 
 def _thread_ttl(days: float | None) -> None:

@@ -254,7 +254,7 @@ async def test_a_page_that_left_before_the_answer_began_is_not_acknowledged(scen
     page = Page.send(scene, **FRAME)
     await until(lambda: bool(scene.server.requests("CreateThread")))
     page.leave()
-    await asyncio.sleep(0.05)
+    await until(lambda: not scene.server.open_calls)
     may_begin.set()
     await until(lambda: scene.is_idle)
     assert not scene.server.requests("AcknowledgeRun")
@@ -366,7 +366,7 @@ async def test_after_the_time_for_it_the_page_is_told_that_it_broke(resume_secon
         took = asyncio.get_running_loop().time() - began
     assert (id_, error["type"], error["allow_retry"]) == ("", "error", True)
     assert error["message"] == "The chat server can't be reached."
-    assert resume_seconds <= took < resume_seconds + 1
+    assert resume_seconds <= took < resume_seconds + 5
     assert bool(scene.server.requests("ResumeRun")) is (resume_seconds > 0)
 
 
@@ -529,7 +529,7 @@ async def test_who_asked_for_no_stream_still_gets_the_real_status(
     scene.server.script("CreateThread", GONE)
     response = await scene.post()
     assert (response.status_code, response.json()["error"]["code"]) == (503, "UNAVAILABLE")
-    assert 3 <= len(scene.server.requests("CreateThread")) <= 5
+    assert 2 <= len(scene.server.requests("CreateThread")) <= 5
     (frame,) = frames_of((await scene.post(**SSE)).text)
     assert frame[1]["message"] == "The chat server can't be reached."
     scene.server.script("CreateThread", NotFoundError("No such thread."))

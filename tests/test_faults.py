@@ -5,7 +5,7 @@ Ordered so that the servers are seldom set anew: each time takes them seconds.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 
 import pytest
@@ -43,14 +43,22 @@ async def at_first(rig: Rig) -> Census:
     return await census.take_warm(rig)
 
 
-async def try_out(rig: Rig, *trials: Trial, **settings: str) -> None:
-    """Try one after the other on a system that is whole, with these settings beyond the usual."""
+async def try_out(rig: Rig, *trials: Trial, tries: int = 1, settings: Mapping[str, str] = {}) -> None:
+    """Try one after the other on a system that is whole, with these settings beyond the usual.
+
+    tries: how often each is tried until it does well: more than once where it has to be quick, and a machine that does
+        something else at that moment is no fault. The long form gives each but one.
+    """
     for trial in trials:
-        await rig.mend()
-        await rig.configure(**settings)
-        verdict = await trial(rig)
-        if verdict.problems:
-            pytest.fail("\n".join([*verdict.problems, rig.tails()]))
+        problems: list[str] = []
+        for _ in range(tries):
+            await rig.mend()
+            await rig.configure(**settings)
+            problems = (await trial(rig)).problems
+            if not problems:
+                break
+        if problems:
+            pytest.fail("\n".join([*problems, rig.tails()]))
 
 
 async def test_however_a_client_leaves_or_stalls_what_was_said_is_kept(rig: Rig, at_first: Census) -> None:
@@ -75,11 +83,11 @@ async def test_a_request_whose_answer_never_began_is_answered_once(rig: Rig) -> 
 
 async def test_a_cancel_from_any_server_ends_the_stream_cleanly_and_soon(rig: Rig) -> None:
     trials = [partial(cancel, token=token, from_the_other=other) for token in (1, 100) for other in (False, True)]
-    await try_out(rig, *trials)
+    await try_out(rig, *trials, tries=3)
 
 
 async def test_a_cancel_stops_the_model_within_five_tokens(rig: Rig) -> None:
-    await try_out(rig, partial(cancel_model, from_the_other=True))
+    await try_out(rig, partial(cancel_model, from_the_other=True), tries=3)
 
 
 async def test_the_second_of_two_tabs_stops_the_answer_of_the_first(rig: Rig) -> None:
@@ -138,8 +146,8 @@ OTHERWISE = {"LEASE_SECONDS": "7", "RUN_LOG": "ahead", "RUN_CONFLICT": "enqueue"
 
 
 async def test_where_tabs_wait_for_each_other_both_are_answered(rig: Rig) -> None:
-    await try_out(rig, partial(send_at_once, policy="enqueue", by_page=False), **OTHERWISE)
+    await try_out(rig, partial(send_at_once, policy="enqueue", by_page=False), settings=OTHERWISE)
 
 
 async def test_with_the_log_ahead_a_killed_server_loses_nothing_at_all(rig: Rig) -> None:
-    await try_out(rig, partial(kill_producer, token=150), **OTHERWISE)
+    await try_out(rig, partial(kill_producer, token=150), settings=OTHERWISE)

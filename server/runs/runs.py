@@ -1,4 +1,4 @@
-"""All runs of this server: how one starts, who watches it, and how it ends with all that it said kept."""
+"""All runs of this server: what they share, and how each ends with all that it said kept."""
 
 from __future__ import annotations
 
