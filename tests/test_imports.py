@@ -44,6 +44,9 @@ BELOW_THE_SERVICES = (
         "records",
         "ids",
         "times",
+        "lease",
+        "changes",
+        "worker",
     ),
     *(f"runs/{path.stem}" for path in (ROOT / "server" / "runs").glob("*.py")),
     *("pacing", "sdk", "assistant", "history", "models", "context"),
@@ -96,6 +99,17 @@ def test_what_is_below_imports_no_service() -> None:
         for name in BELOW_THE_SERVICES
         for module in imports_of(ROOT / "server" / f"{name}.py")
         if module in SERVICES
+    ]
+    assert not wrong
+
+
+def test_the_store_knows_nothing_of_runs() -> None:
+    below = [name for name in BELOW_THE_SERVICES if "/" not in name and name not in {"assistant", "models", "history"}]
+    wrong = [
+        f"{name}.py imports {module}"
+        for name in below
+        for module in imports_of(ROOT / "server" / f"{name}.py")
+        if module.startswith("server.runs")
     ]
     assert not wrong
 

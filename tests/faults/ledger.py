@@ -32,7 +32,6 @@ select state, count(*) from pg_stat_activity
 where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
 group by state
 """
-_STATEMENTS = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
 # All that a run may write; what it says of watching and of cancelling is not the run's.
 _SNAPSHOT = """
 select 'item' as kind, message_id as id, item::text as what from chat_messages where user_id = $1
@@ -107,11 +106,6 @@ class Ledger:
     async def backends(self) -> dict[str, int]:
         """The connections that PostgreSQL has, by what they do."""
         return {row["state"] or "?": row["count"] for row in await self._fetch(_BACKENDS)}
-
-    async def statements(self) -> int:
-        """How many transactions there have been."""
-        count: int = (await self._fetch(_STATEMENTS))[0][0]
-        return count
 
     async def _fetch(self, statement: str, *values: object) -> list[asyncpg.Record]:
         deadline = time.monotonic() + _RECONNECT_SECONDS

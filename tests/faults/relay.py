@@ -51,10 +51,6 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
-    def __len__(self) -> int:
-        """How many connections are open."""
-        return len(self._tasks)
-
     def cut(self) -> None:
         """Reset all connections, and each new one as soon as it is there."""
         self._is_cut = True

@@ -14,7 +14,6 @@ from tests.faults.verdict import Verdict
 from tests.faults.witness import Witness
 
 Policy = Literal["interrupt", "enqueue", "reject"]
-POLICIES: Sequence[Policy] = ("interrupt", "enqueue", "reject")
 _TOKENS = 100
 
 
