@@ -160,6 +160,13 @@ class ScriptedServer(ChatKitServer[Context]):
         yield _updated(item, AssistantMessageContentPartTextDelta(content_index=0, delta="three"))
         yield ThreadItemDoneEvent(item=item.model_copy(update={"content": [_content("one two three")]}))
 
+    async def say_between(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
+        """A whole message, then nothing until `may_go_on` is set, then another one."""
+        yield ThreadItemDoneEvent(item=self._message(thread, context, "first"))
+        self.is_silent.set()
+        await self.may_go_on.wait()
+        yield ThreadItemDoneEvent(item=self._message(thread, context, "second"))
+
     async def say_silence(self, thread: ThreadMetadata, context: Context) -> AsyncIterator[ThreadStreamEvent]:
         """Nothing at all until `may_go_on` is set."""
         self.is_silent.set()

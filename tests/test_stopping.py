@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from chatkit_grpc.errors import ChatKitError, DatabaseError
+from chatkit_grpc.v1 import chat_service_pb2
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.run_pb2 import RunState
 
@@ -301,3 +302,32 @@ async def test_an_interrupted_run_resumed_after_its_last_event_repeats_nothing(d
             assert await resumed.end() is grpc.StatusCode.OK
             assert resumed.numbered == [(number, event) for number, event in reader.numbered if number > after]
             assert resumed.state == RunState.RUN_STATE_INTERRUPTED
+
+
+async def test_a_client_that_leaves_while_the_server_waits_to_write_to_it_ends_the_run(database_url: str) -> None:
+    async with open_pair(database_url, run_grace_seconds=0) as pair:
+        request = chat_service_pb2.CreateThreadRequest()
+        request.input.content.add().input_text.text = "large 800 20000"
+        call = pair.here.chat.CreateThread(request, metadata=[("x-user-id", "alice")])
+        thread_id = (await call.read()).batch.events[0].thread_created.thread.id
+        await pair.here.assistant.is_silent.wait()
+        (run,) = pair.here.server.runs._runs.values()
+        await until(lambda: run.logged == run.sequence)
+        assert run.is_watched  # 16 MB were said, of which no more than what fits gRPC's windows can have been sent
+        call.cancel()
+        await until(lambda: not len(pair.here.server.runs))
+        assert await pair.state(run.id) == "cancelled"
+        (text,) = await pair.said(thread_id)
+        assert len(text) == 800 * 20000
+        assert (await pair.types(thread_id))[-1] == "sdk_hidden_context"
+
+
+async def test_a_client_that_leaves_between_two_items_ends_the_run(database_url: str) -> None:
+    async with open_pair(database_url, run_grace_seconds=0) as pair:
+        reader = pair.here.create("between")
+        await until(lambda: reader.kinds.count("thread_item_done") == 2)
+        await reader.leave()
+        await until(lambda: not len(pair.here.server.runs))
+        assert await pair.state(reader.run_id) == "cancelled"
+        assert await pair.said(reader.thread_id) == ["first"]
+        assert (await pair.types(reader.thread_id))[-1] == "sdk_hidden_context"

@@ -21,7 +21,8 @@ from server.ids import new_id
 from server.runs import statements
 from server.worker import Worker
 
-_LONGEST_BEAT_SECONDS = 1.0
+_BEAT_SECONDS = 1.0
+"""From one heartbeat to the next at most."""
 _CHECK_ORPHANS_EVERY = 5
 """Beats between two looks for runs whose server somebody else forgot without ending them."""
 
@@ -49,7 +50,7 @@ class Membership:
         self.server_id = new_id("server")
         self._database = database
         self._lease_seconds = lease_seconds
-        self._beat_seconds = min(_LONGEST_BEAT_SECONDS, lease_seconds / 4)
+        self._beat_seconds = min(_BEAT_SECONDS, lease_seconds / 4)
         self._sure_seconds = lease_seconds - self._beat_seconds
         self._on_cancel = on_cancel
         self._on_death = on_death
@@ -76,6 +77,8 @@ class Membership:
     ) -> None:
         for worker in self._workers:
             await worker.__aexit__(kind, error, tb)
+        if self._sent:
+            await asyncio.wait(self._sent, timeout=_BEAT_SECONDS)
         try:
             await self._database.fetch(statements.FORGET_SERVER, self.server_id)
         except DatabaseError:
