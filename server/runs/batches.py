@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from chatkit_grpc.errors import ChatKitError
@@ -42,11 +42,19 @@ def ending(run_id: str, sequence: int, state: RunState.ValueType, error: ChatKit
         raise error
 
 
-def replayed(piece: Piece, after: int, replayed_until: int) -> Iterator[Piece]:
-    """What a watcher gets of a piece who has the events up to `after`: no `client_effect` of those before it came.
+def parts_after(piece: Piece, after: int, replayed_until: int = 0) -> Iterable[Piece]:
+    """What a watcher gets of a piece who has the events up to `after`: no `client_effect` up to `replayed_until`.
 
-    Each result is a run of events that follow each other.
+    The events of each part follow each other.
     """
+    if not piece.events:
+        return ()  # it stands for what was never logged
+    if piece.first > after and piece.first > replayed_until:
+        return (piece,)
+    return _chosen(piece, after, replayed_until)
+
+
+def _chosen(piece: Piece, after: int, replayed_until: int) -> Iterator[Piece]:
     kept: list[bytes] = []
     first = piece.first
     for number, event in enumerate(EventBatch.FromString(piece.events).events, piece.first):

@@ -14,7 +14,7 @@ from chatkit_grpc.v1.item_pb2 import ThreadItem as ThreadItemMessage
 from pydantic import ValidationError as PydanticError
 
 from server.records import item_of_message
-from server.runs.batches import replayed
+from server.runs.batches import parts_after
 from server.runs.pending_items import PendingItems
 from server.runs.store import Piece
 
@@ -27,7 +27,7 @@ def pending_items(pieces: Iterable[Piece]) -> list[ThreadItemMessage]:
     pending = PendingItems()
     sequence = 0
     for piece in pieces:
-        for part in replayed(piece, sequence, 0) if piece.first <= sequence else (piece,):
+        for part in parts_after(piece, sequence):
             pending.apply_batch(part.events)
         sequence = max(sequence, piece.last)
     return pending.items()

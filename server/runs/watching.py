@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
 from chatkit_grpc.errors import DatabaseError, NotFoundError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server.lease import LeaseLostError
-from server.runs.batches import Said, ending, nothing_new, replayed
+from server.runs.batches import Said, ending, nothing_new, parts_after
 from server.runs.log_writer import FURTHEST_BEHIND_SECONDS
 from server.runs.run import Run
 from server.runs.runs import TAIL_SECONDS, Runs
@@ -64,7 +64,7 @@ class Watching(Worker):
                 wakeup.clear()
                 pieces, index = await self._available(run, index, position)
                 for piece in pieces:
-                    for part in _parts(piece, position, replayed_until):
+                    for part in parts_after(piece, position, replayed_until):
                         yield Said(run.id, part)
                     position = max(position, piece.last)
                 if run.has_ended.is_set():
@@ -123,7 +123,7 @@ class Watching(Worker):
             for piece in page.pieces:
                 if piece.first > position + 1:
                     raise events_expired(piece.first)
-                for part in _parts(piece, position, effects.replayed_until(piece)):
+                for part in parts_after(piece, position, effects.replayed_until(piece)):
                     yield Said(key.run_id, part)
                 position = max(position, piece.last)
             if page.end_sequence is not None and position >= page.end_sequence:
@@ -182,12 +182,3 @@ def events_expired(oldest_sequence: int | None = None) -> NotFoundError:
         reason=reasons.ERROR_REASON_EVENTS_EXPIRED,
         metadata={} if oldest_sequence is None else {"oldest_sequence": str(oldest_sequence)},
     )
-
-
-def _parts(piece: Piece, position: int, replayed_until: int) -> Iterable[Piece]:
-    """A piece as a watcher gets it who has all up to a position."""
-    if not piece.events:
-        return ()  # it stands for what was never logged
-    if piece.first > position and piece.first > replayed_until:
-        return (piece,)
-    return replayed(piece, position, replayed_until)
