@@ -114,6 +114,9 @@ class Membership:
                 await self._beat()
             except DatabaseError:
                 self._unsure_since = self._loop.time()
+                # The lease runs on: try again before the next beat is due.
+                await asyncio.sleep(self._beat_seconds / 5)
+                self._beat_now.set()
 
     async def _beat(self) -> None:
         began = self._loop.time()

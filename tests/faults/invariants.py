@@ -39,6 +39,10 @@ class Turn:
     def text(self) -> str:
         return "".join(answer.text for answer in self.answers)
 
+    def described(self, run: StoredRun) -> str:
+        """Which answer, and what is left of it."""
+        return f"{run.run_id} ({run.state}, {len(self.kept)} tokens of {self.asked} kept)"
+
 
 async def judge(talk: Conversation) -> Verdict:
     """Wait until nothing goes on, say one more thing, and compare what is stored with what everybody saw."""
@@ -109,7 +113,7 @@ def _judge_turn(talk: Conversation, turn: Turn, run: StoredRun | None, verdict: 
         verdict.problems.append(f"expected a run that answers {turn.message}")
         return
     kept = turn.kept
-    where = f"{run.run_id} ({run.state}, {len(kept)} tokens of {turn.asked} kept)"
+    where = turn.described(run)
     verdict.expect(len(turn.answers) <= 1, f"expected one answer at most: {where}: {len(turn.answers)}")
     verdict.expect({a.run_id for a in turn.answers} <= {run.run_id}, f"expected the answer to be of {where}")
     verdict.expect(TOKEN.sub("", turn.text) == "", f"expected nothing but tokens: {where}")
@@ -119,18 +123,20 @@ def _judge_turn(talk: Conversation, turn: Turn, run: StoredRun | None, verdict: 
         verdict.expect(len(kept) == turn.asked, f"expected all tokens: {where}")
     for witness in talk.witnesses:
         if witness.run_id == run.run_id:
-            _judge_witness(talk, witness, turn, where, verdict)
+            _judge_witness(talk, witness, turn, run, verdict)
 
 
-def _judge_witness(talk: Conversation, witness: Witness, turn: Turn, where: str, verdict: Verdict) -> None:
-    seen, kept = witness.tokens, turn.kept
+def _judge_witness(talk: Conversation, witness: Witness, turn: Turn, run: StoredRun, verdict: Verdict) -> None:
+    seen, kept, where = witness.tokens, turn.kept, turn.described(run)
     verdict.tokens += len(seen)
     verdict.doubled += len(seen) - len(set(seen))
     due = list(range(witness.expects, witness.expects + len(seen)))
     verdict.expect(seen == due, f"{witness} saw {_around_the_break(seen)}: {where}")
     _count_missing(talk, witness, set(kept), where, verdict)
     if witness.end == "clean":
-        got_all = witness.next_token == len(kept) or turn.text in witness.texts
+        # Who came back with the run's last event has nothing left to see.
+        came_last = not seen and not witness.texts and witness.last_sequence == run.last_sequence
+        got_all = came_last or witness.next_token == len(kept) or turn.text in witness.texts
         verdict.expect(got_all, f"expected all that is kept before a clean end: {witness}: {where}")
     verdict.expect(
         all(text == turn.text for text in witness.texts), f"{witness} was shown another text as done: {where}"
