@@ -20,6 +20,10 @@ from tests.runs_fixtures import Pair, everywhere, open_pair, pair, until, until_
 __all__ = ["pair"]
 
 
+LAST_SEQUENCE = 1_000_000
+"""No answer here says more; who waits for something behind it waits for the end."""
+
+
 @everywhere
 async def test_a_watcher_that_does_not_read_slows_nobody_and_misses_nothing(pair: Pair, where: str) -> None:
     first = pair.here.create("large 200 10000")
@@ -75,9 +79,10 @@ async def test_a_server_makes_few_statements_however_many_runs_and_watchers_ther
         await until(lambda: all("t1 " in reader.text for reader in readers), 30)
         watchers = [pair.elsewhere.resume(reader.run_id) for reader in readers]
         watchers += [pair.elsewhere.watch(reader.thread_id) for reader in readers]
-        # They wait for the ends of the answers.
+        # They wait for the ends of the answers, once they have asked whether there is something to wait for.
         waiting = [pair.elsewhere.say(reader.thread_id, "tokens 1") for reader in readers]
         await until(lambda: all("t9 " in watcher.text for watcher in watchers), 30)
+        await until(lambda: sum(after > LAST_SEQUENCE for _, after in elsewhere.tail._waiting.values()) == runs, 30)
         made.clear()
         await asyncio.sleep(4)
         per_second = {side: sum(made[id(part)] for part in databases(side)) / 4 for side in (here, elsewhere)}
