@@ -12,6 +12,7 @@ from chatkit_grpc.errors import (
     ChatKitError,
     DatabaseError,
     LimitError,
+    PermissionDeniedError,
     UnavailableError,
     from_rpc_error,
 )
@@ -101,11 +102,13 @@ class Backend:
             await self._list_threads_anywhere(ListThreadsRequest(limit=1), metadata=metadata, timeout=_ASK_SECONDS)
         except grpc.aio.AioRpcError as error:
             reason = from_rpc_error(error)
-            return reason if isinstance(reason, (AuthenticationError, DatabaseError)) else failure
+            return (
+                reason if isinstance(reason, (AuthenticationError, PermissionDeniedError, DatabaseError)) else failure
+            )
         return failure
 
     async def authenticate(self, metadata: Metadata) -> None:
-        """Let the server say whether it knows the caller. Raises AuthenticationError, LimitError or UnavailableError.
+        """Let the server say whether it knows the caller. Raises what it refuses strangers with, and UnavailableError.
 
         Used where a request is refused before the server has seen it, so that a stranger learns nothing but that he is
         one. The call lacks what it needs, so that the server refuses it as soon as it knows the caller.
@@ -113,7 +116,7 @@ class Backend:
         incomplete = AddFeedbackRequest()
         try:
             await self.call(METHODS[incomplete.DESCRIPTOR.full_name].path, incomplete, metadata)
-        except (AuthenticationError, LimitError, UnavailableError):
+        except (AuthenticationError, PermissionDeniedError, LimitError, UnavailableError):
             raise
         except ChatKitError:
             return

@@ -17,7 +17,7 @@ from typing import Any
 
 from chatkit_grpc import codec
 from chatkit_grpc.errors import ChatKitError, LimitError, ValidationError
-from chatkit_grpc.services import REQUEST_METADATA_KEY, USER_HEADER, Metadata
+from chatkit_grpc.services import HOST_KEY, REQUEST_METADATA_KEY, USER_HEADER, Metadata
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.message import DecodeError, Message
@@ -27,18 +27,20 @@ from starlette.responses import JSONResponse, Response
 from bridge import request_ids, sse
 from bridge.acknowledgements import Acknowledgements
 from bridge.backend import Backend, Method, method_of
+from bridge.cookies import session_cookies
 from bridge.event_stream import EventStream
 from bridge.last_event_id import LastEventId
 from bridge.lasting_call import LastingCall
 from bridge.settings import Settings
 from bridge.streams import Streams
 
-_FORWARDED = ("authorization", "accept-language", "user-agent", USER_HEADER, "x-request-id", "traceparent")
+_FORWARDED = ("authorization", "accept-language", "origin", "user-agent", USER_HEADER, "x-request-id", "traceparent")
 """Headers that the server is told, under their own names."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 log = logging.getLogger(__name__)
 _METADATA_LIMIT = 8 * 1024
-_STATUSES_A_PAGE_UNDERSTANDS = frozenset({401, 429})
+_UNAUTHENTICATED = 401
+_STATUSES_A_PAGE_UNDERSTANDS = frozenset({_UNAUTHENTICATED, 429})
 
 
 class Endpoint:
@@ -153,7 +155,8 @@ def error_response(error: ChatKitError) -> JSONResponse:
     details: dict[str, object] = dict(error.metadata)
     if error.violations:
         details["violations"] = [{"path": v.path, "description": v.description} for v in error.violations]
-    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == _UNAUTHENTICATED else {}
+    headers |= {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     return json_error(error.code, error.message, details, error.http_status, headers)
 
 
@@ -168,7 +171,10 @@ def json_error(
 def _metadata_of(request: Request) -> list[tuple[str, str | bytes]]:
     # gRPC takes printable ASCII only. What isn't becomes "?" and is not dropped: a user's id that can't be sent must
     # not turn into no id.
-    return [(name, _UNPRINTABLE.sub("?", value)) for name in _FORWARDED for value in request.headers.getlist(name)]
+    sent = [(name, value) for name in _FORWARDED for value in request.headers.getlist(name)]
+    sent += [("cookie", cookie) for cookie in session_cookies(request.headers)]
+    sent += [(HOST_KEY, request.headers.get("host", ""))]
+    return [(name, _UNPRINTABLE.sub("?", value)) for name, value in sent]
 
 
 async def _read_at_most(request: Request, limit: int) -> bytes:

@@ -13,6 +13,8 @@ from chatkit_grpc.services import AUTO_REQUEST_ID, USER_HEADER
 from google.protobuf.message import Message
 from starlette.datastructures import Headers
 
+from bridge.cookies import session_cookies
+
 KEY_HEADER = "Idempotency-Key"
 FRAME_HEADER = "chatkit-frame-instance-id"
 _FIELD = "request_id"
@@ -58,6 +60,7 @@ def _refuse_ours(path: str, key: str) -> None:
 def _digest(headers: Headers, body: bytes) -> str:
     """The same for a POST that a page repeats, and for no other frame's or user's."""
     whose = [headers.getlist(name) for name in (FRAME_HEADER, "authorization", USER_HEADER)]
+    whose.append(session_cookies(headers))
     digest = sha256(json.dumps(whose).encode())
     digest.update(body)
     return digest.hexdigest()

@@ -20,7 +20,8 @@ from grpc_reflection.v1alpha import reflection
 from server import sdk
 from server.appending import Appending
 from server.attachment_service import AttachmentService
-from server.auth import Authenticator
+from server.auth.authenticator import open_authenticator
+from server.auth.interceptor import AuthInterceptor
 from server.chat_service import ChatService
 from server.context import RequestContext
 from server.database import Database, open_beside, open_database
@@ -72,6 +73,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
     factory: makes the ChatKitServer; without one, settings.chatkit_server names it.
     Raises SettingsError for what the settings ask for and can't be had, DatabaseError without a database, and SDKError.
     """
+    settings.auth.check(settings.environment)
     sdk.check_version()
     keep_words_out_of_the_log()
     make_assistant = factory or load_factory(settings.chatkit_server)
@@ -86,7 +88,11 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         watching = await stack.enter_async_context(Watching(runs))
         thread_watch = await stack.enter_async_context(ThreadWatch(runs, watching))
         await stack.enter_async_context(Retention(database, settings))
-        server = _make_server(settings)
+        authenticator = await stack.enter_async_context(
+            open_authenticator(settings.auth, settings.environment, database)
+        )
+        guard = AuthInterceptor(authenticator, has_reflection=settings.has_reflection)
+        server = _make_server(settings, guard)
         health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
         health.add_to(server, SERVICES)
         starting = Starting(runs, settings.run_conflict)
@@ -139,8 +145,9 @@ async def _open_assistant(factory: Factory, store: PostgresStore) -> AsyncIterat
             await close()
 
 
-def _make_server(settings: Settings) -> grpc.aio.Server:
+def _make_server(settings: Settings, guard: AuthInterceptor) -> grpc.aio.Server:
     return grpc.aio.server(
+        interceptors=[guard],
         options=[
             # A taken port is an error, and not a second server that gets half of the calls.
             ("grpc.so_reuseport", 0),
@@ -155,16 +162,16 @@ def _make_server(settings: Settings) -> grpc.aio.Server:
             ("grpc.http2.ping_timeout_ms", 3_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ]
+        ],
     )
 
 
 def _add_services(server: grpc.aio.Server, settings: Settings, implementations: Mapping[str, object]) -> None:
-    adapter = ServiceAdapter(Authenticator(settings))
+    adapter = ServiceAdapter()
     server.add_generic_rpc_handlers(
         [adapter.handler(descriptor, implementations[name]) for name, descriptor in SERVICES.items()]
     )
-    if settings.is_development:
+    if settings.has_reflection:
         reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)
 
 

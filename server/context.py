@@ -12,11 +12,15 @@ class Auth:
     """How the user was recognised.
 
     user_id: the user the request acts for.
-    method: "development" so far.
+    method: "token", "session", "service" or "development".
+    service: the service that acts for the user, where one does.
+    claims: what the token says, checked. Sample: {"sub": "u1", "email": "ada@example.com", "exp": 1795000000}.
     """
 
     user_id: str
     method: str
+    service: str | None = None
+    claims: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

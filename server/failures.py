@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import traceback
+from typing import Any, NoReturn
 
+import grpc
 from chatkit.errors import CustomStreamError
 from chatkit.store import NotFoundError as SDKNotFoundError
-from chatkit_grpc.errors import AgentError, ChatKitError, NotFoundError, ValidationError
+from chatkit_grpc.errors import DETAILS_KEY, AgentError, ChatKitError, NotFoundError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server import sdk
@@ -29,6 +31,15 @@ def translate(error: Exception) -> ChatKitError:
         return ValidationError(str(error), reason=reasons.ERROR_REASON_FAILED_PRECONDITION)
     log.error("the assistant failed: %s", describe(error))
     return AgentError("The assistant failed.")
+
+
+async def abort(rpc: str, call: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    """End a call with the status of what went wrong."""
+    failure = translate(error)
+    log.info("%s failed: %s", rpc, failure.code)
+    status = failure.to_status()
+    details = ((DETAILS_KEY, status.SerializeToString()),)
+    await call.abort(failure.grpc_status, status.message, trailing_metadata=details)
 
 
 def describe(error: BaseException) -> str:

@@ -180,8 +180,13 @@ def _banner(plan: Plan, seconds: float) -> str:
     }
     width = max(map(len, lines)) + 2
     text = "\n".join(f"  {name:<{width}}{value}" for name, value in lines.items())
-    note = "  Anybody who can reach it is dev-user (ENVIRONMENT=development).\n" if settings.is_development else ""
+    note = _DEVELOPMENT_NOTE if settings.is_development else ""
     return f"\nchatkit-grpc is up ({seconds:.1f} s)\n\n{text}\n\n{note}  Ctrl-C stops it.\n"
+
+
+_DEVELOPMENT_NOTE = """  Anybody who can reach it and has no token is the first user of the database, or dev-user
+  (ENVIRONMENT=development).
+"""
 
 
 def _model(settings: Settings) -> str:

@@ -1,32 +1,30 @@
-"""From a gRPC call to a method of a service, in one way for all RPCs: who calls, is the request right, what failed."""
+"""From a gRPC call to a method of a service, in one way for all RPCs: is the request right, what failed."""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from chatkit_grpc import codec, free_json
-from chatkit_grpc.errors import DETAILS_KEY, ChatKitError, ValidationError
+from chatkit_grpc.errors import ValidationError
 from chatkit_grpc.free_json import Invalid
 from chatkit_grpc.services import REQUEST_METADATA_KEY, Metadata
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from server.auth import Authenticator
+from server.auth.interceptor import caller
 from server.context import RequestContext, RequestInfo
-from server.failures import translate
+from server.failures import abort
 
 _CREDENTIALS = frozenset({"authorization", "cookie"})
 
 UnaryMethod = Callable[[Any, RequestContext], Awaitable[Message]]
 StreamMethod = Callable[[Any, RequestContext], AsyncGenerator[bytes, None]]
 Call = grpc.aio.ServicerContext[Any, Any]
-log = logging.getLogger(__name__)
 
 
 class ServiceAdapter:
@@ -34,9 +32,6 @@ class ServiceAdapter:
 
     A streaming method yields serialised responses, so that one that many watch is serialised once.
     """
-
-    def __init__(self, authenticate: Authenticator) -> None:
-        self._authenticate = authenticate
 
     def handler(self, descriptor: ServiceDescriptor, service: object) -> grpc.GenericRpcHandler:
         """The handler of a service. Raises AttributeError where the class lacks the method of an RPC."""
@@ -59,7 +54,7 @@ class ServiceAdapter:
                 request, context = self._accept(rpc, request_type, body, call)
                 return (await behaviour(request, context)).SerializeToString()
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
-                await _abort(rpc, call, error)
+                await abort(rpc, call, error)
 
         return serve
 
@@ -74,14 +69,14 @@ class ServiceAdapter:
                     async for response in responses:
                         yield response
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
-                await _abort(rpc, call, error)
+                await abort(rpc, call, error)
 
         return serve
 
     def _accept(self, rpc: str, request_type: type[Message], body: bytes, call: Call) -> tuple[Message, RequestContext]:
-        """Who calls, before anything else is looked at; then what with."""
+        """What a call is made with. Who makes it is known by now; without the interceptor it is nobody."""
+        auth = caller()
         metadata: Metadata = tuple(call.invocation_metadata() or ())
-        auth = self._authenticate(metadata)
         try:
             request = request_type.FromString(body)
         except DecodeError:
@@ -100,14 +95,6 @@ def _request_info(rpc: str, metadata: Metadata) -> RequestInfo:
     if not isinstance(members, dict):
         raise ValidationError.at("$.metadata", f"expected an object, got {free_json.kind_of(members)}")
     return RequestInfo(rpc=rpc, headers=headers, metadata=members)
-
-
-async def _abort(rpc: str, call: Call, error: Exception) -> NoReturn:
-    failure: ChatKitError = translate(error)
-    log.info("%s failed: %s", rpc, failure.code)
-    status = failure.to_status()
-    details = ((DETAILS_KEY, status.SerializeToString()),)
-    await call.abort(failure.grpc_status, status.message, trailing_metadata=details)
 
 
 def _snake_case(name: str) -> str:

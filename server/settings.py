@@ -12,6 +12,8 @@ from chatkit_grpc.environment import Address, Environment
 from environs import ValidationError
 from environs import validate as must_be
 
+from server.auth.settings import DEVELOPMENT, NO_AUTH, AuthSettings
+
 DEFAULT_LISTEN = Address("127.0.0.1", 50051)
 ConflictPolicy = Literal["interrupt", "enqueue", "reject"]
 """What becomes of a run when another one is asked for on its thread."""
@@ -31,6 +33,8 @@ class Settings:
     database_timeout_seconds: float = 30.0
     grpc_listen: Address = DEFAULT_LISTEN
     environment: str = "production"
+    grpc_reflection: bool | None = None
+    auth: AuthSettings = NO_AUTH
     chatkit_server: str = "server.assistant:create_assistant"
     max_request_bytes: int = 4 * 1024 * 1024
     shutdown_grace_seconds: float = 5.0
@@ -65,6 +69,8 @@ class Settings:
             ),
             "grpc_listen": env.address("GRPC_LISTEN", default.grpc_listen),
             "environment": env.str("ENVIRONMENT", default.environment, validate=_environment),
+            "grpc_reflection": env.bool("GRPC_REFLECTION", default.grpc_reflection),
+            "auth": AuthSettings.read(env),
             "chatkit_server": env.str("CHATKIT_SERVER", default.chatkit_server, validate=_factory),
             "max_request_bytes": env.int(
                 "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)
@@ -90,12 +96,19 @@ class Settings:
             "model_name": env.text("MODEL_NAME"),
         }
         env.check()
-        return cls(**settings)
+        made = cls(**settings)
+        made.auth.check(made.environment)
+        return made
 
     @property
     def is_development(self) -> bool:
         """Whether requests without credentials act as a development user."""
-        return self.environment == "development"
+        return self.environment == DEVELOPMENT
+
+    @property
+    def has_reflection(self) -> bool:
+        """Whether anybody may ask which services there are; in development unless the settings say."""
+        return self.is_development if self.grpc_reflection is None else self.grpc_reflection
 
     @property
     def database_description(self) -> str:

@@ -17,11 +17,17 @@ from starlette.applications import Starlette
 from bridge.app import create_app
 from bridge.settings import Settings as BridgeSettings
 from server.app import Factory, RunningServer, open_server
+from server.auth.settings import AuthSettings
 from server.settings import Settings as ServerSettings
+from tests.issuer import AUDIENCE, SECRET
 
 ANY_PORT = Address("127.0.0.1", 0)
 IMPATIENT = ServerSettings(environment="development", run_grace_seconds=0)
 """Stops a run at once that nobody watches, where a test isn't about how long it goes on."""
+
+BY_SECRET = AuthSettings(better_auth_secret=SECRET, jwt_issuer=AUDIENCE, jwt_audience=AUDIENCE)
+PRODUCTION = ServerSettings(environment="production", auth=BY_SECRET, run_grace_seconds=0)
+"""Knows users by their tokens only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ def test_the_details_of_another_domain_count_for_nothing() -> None:
         (grpc.StatusCode.DEADLINE_EXCEEDED, 504),
         (grpc.StatusCode.NOT_FOUND, 500),
         (grpc.StatusCode.ALREADY_EXISTS, 500),
-        (grpc.StatusCode.PERMISSION_DENIED, 500),
+        (grpc.StatusCode.PERMISSION_DENIED, 403),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
         (grpc.StatusCode.FAILED_PRECONDITION, 409),
         (grpc.StatusCode.ABORTED, 500),

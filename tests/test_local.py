@@ -68,7 +68,8 @@ async def ends(process: psutil.Process, seconds: float = 20) -> None:
 async def program(module: str, **env: str) -> AsyncIterator[Program]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module,
-        cwd=ROOT, env={**os.environ, **env}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        cwd=ROOT, env={**os.environ, "ENVIRONMENT": "development", **env},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     running = Program(process)
     try:
@@ -155,6 +156,9 @@ async def test_a_port_already_taken_is_an_error_that_says_so(module: str, name: 
         ("server", {"CHATKIT_SERVER": "no.such:thing"}, "CHATKIT_SERVER: there is no module 'no'"),
         ("server", {"CHATKIT_SERVER": "server.assistant:nope"}, "CHATKIT_SERVER: server.assistant has no 'nope'"),
         ("server", {"ENVIRONMENT": "Dev"}, "ENVIRONMENT: expected development, production or"),
+        ("server", {"ENVIRONMENT": "production"}, "BETTER_AUTH_URL: expected where Better Auth is"),
+        ("server", {"BETTER_AUTH_SECRET": "secret"}, "BETTER_AUTH_SECRET: expected 32 bytes or more"),
+        ("server.local", {"ENVIRONMENT": "staging"}, "BETTER_AUTH_URL: expected where Better Auth is"),
         ("server", {"LOG_LEVEL": "LOUD"}, "LOG_LEVEL: Must be one of: DEBUG, INFO, WARNING, ERROR."),
         ("server", {"MODEL_BASE_URL": "host/v1"}, "MODEL_BASE_URL: expected a URL such as https://host/v1/"),
         ("server", {"RUN_GRACE_SECONDS": "-0.5"}, "RUN_GRACE_SECONDS: expected 0 to 86400 seconds, or -1 for no end"),

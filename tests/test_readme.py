@@ -6,10 +6,11 @@ import asyncio
 import os
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from bridge.settings import Settings as BridgeSettings
+from server.auth.settings import AuthSettings
 from server.settings import Settings as ServerSettings
 from tests.database import temporary_folder
 from tests.test_local import addresses, program
@@ -28,12 +29,13 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", README, re.MULTILINE))
     defaults = {
         field.name.upper(): getattr(settings, field.name)
-        for settings in (ServerSettings(), BridgeSettings())
+        for settings in (ServerSettings(), AuthSettings(), BridgeSettings())
         for field in fields(settings)
+        if not is_dataclass(getattr(settings, field.name))
     }
     assert set(rows) == set(defaults)
     for name, default in defaults.items():
-        if default is None:
+        if default is None or default == ():
             assert not rows[name].startswith("`"), name
         else:
             assert rows[name] == f"`{str(default).lower() if isinstance(default, bool) else default}`", name

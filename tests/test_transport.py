@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,12 +16,13 @@ from bridge.settings import Settings as BridgeSettings
 from server.app import open_server
 from server.settings import Settings as ServerSettings
 from server.store import PostgresStore
+from tests import npm
 from tests.database import fresh_database
-from tests.system import ANY_PORT, System, open_bridge, open_system
+from tests.system import ANY_PORT, PRODUCTION, System, open_bridge, open_system
 from tests.test_sse import NASTY, Scripted, create_thread, text_of
 
 # Where there is no Node.js with npm, pytest collects nothing here; tests/test_sse.py checks the same rules without it.
-__test__ = all(shutil.which(program) for program in ("node", "npm"))
+__test__ = npm.IS_THERE
 
 CLIENT = Path(__file__).parent / "transport" / "client.mjs"
 REQUESTS_OF_A_PAGE_THAT_GIVES_UP = 6
@@ -56,14 +55,7 @@ class Seen:
 
 @pytest.fixture(scope="session", autouse=True)
 def installed_client() -> None:
-    """The npm package of the lock file, fetched where it isn't there yet."""
-    folder = CLIENT.parent
-    installed = folder / "node_modules" / ".package-lock.json"
-    if installed.exists() and installed.stat().st_mtime >= (folder / "package-lock.json").stat().st_mtime:
-        return
-    npm = ["npm", "ci", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund"]
-    done = subprocess.run(npm, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    npm.install(CLIENT.parent)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +175,7 @@ async def test_a_server_that_is_not_there_is_shown_and_not_asked_again() -> None
 
 
 async def test_a_stranger_gets_a_real_401(database_url: str) -> None:
-    async with open_system(database_url, Scripted, server=ServerSettings(environment="production")) as system:
+    async with open_system(database_url, Scripted, server=PRODUCTION) as system:
         seen = await send(system.url, create_thread("plain"))
     assert (seen.requests, seen.statuses, seen.outcome) == (1, [401], "removed")
 

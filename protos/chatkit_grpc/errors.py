@@ -27,6 +27,7 @@ _MAX_VIOLATIONS = 5
 _REASON_OF_BARE_STATUS: Mapping[grpc.StatusCode, ErrorReason.ValueType] = {
     # A status without our details was made by gRPC itself: by the library at either end, or by a proxy between them.
     grpc.StatusCode.UNAUTHENTICATED: reasons.ERROR_REASON_UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED: reasons.ERROR_REASON_PERMISSION_DENIED,
     grpc.StatusCode.INVALID_ARGUMENT: reasons.ERROR_REASON_INVALID_REQUEST,
     grpc.StatusCode.UNIMPLEMENTED: reasons.ERROR_REASON_UNSUPPORTED,
     grpc.StatusCode.FAILED_PRECONDITION: reasons.ERROR_REASON_FAILED_PRECONDITION,
@@ -131,6 +132,12 @@ class AuthenticationError(ChatKitError):
     default_reason = reasons.ERROR_REASON_UNAUTHENTICATED
 
 
+class PermissionDeniedError(ChatKitError):
+    """The caller is known, and may not do this."""
+
+    default_reason = reasons.ERROR_REASON_PERMISSION_DENIED
+
+
 class ValidationError(ChatKitError):
     """The request is not what was asked for, or asks for something that can't be done now."""
 
@@ -212,6 +219,7 @@ TABLE: Mapping[ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_THREAD_CLOSED: Row(grpc.StatusCode.FAILED_PRECONDITION, 409, ConflictError),
     reasons.ERROR_REASON_REQUEST_ID_REUSED: Row(grpc.StatusCode.INVALID_ARGUMENT, 422, ValidationError),
     reasons.ERROR_REASON_EVENTS_EXPIRED: Row(grpc.StatusCode.OUT_OF_RANGE, 410, NotFoundError),
+    reasons.ERROR_REASON_PERMISSION_DENIED: Row(grpc.StatusCode.PERMISSION_DENIED, 403, PermissionDeniedError),
     reasons.ERROR_REASON_ITEM_EXISTS: Row(grpc.StatusCode.ALREADY_EXISTS, 409, ConflictError),
 }
 

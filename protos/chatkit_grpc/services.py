@@ -20,6 +20,10 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 USER_HEADER = "x-user-id"
 """Who a call is for, where the caller may say so."""
+SESSION_COOKIE = "better-auth.session_token"
+"""Better Auth's session; on pages served by https its name begins with "__Secure-"."""
+HOST_KEY = "x-forwarded-host"
+"""Which host a page called, as the bridge saw it."""
 REQUEST_METADATA_KEY = "chatkit-request-metadata-bin"
 """Carries the member `metadata` of a ChatKit request, as JSON."""
 LAST_EVENT_ID_KEY = "last-event-id"

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from chatkit_grpc.v1 import access_pb2 as chatkit__grpc_dot_v1_dot_access__pb2
 from chatkit_grpc.v1 import item_pb2 as chatkit__grpc_dot_v1_dot_item__pb2
 from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 from chatkit_grpc.v1 import run_pb2 as chatkit__grpc_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"chatkit_grpc/v1/chat_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x19\x63hatkit_grpc/v1/run.proto\"\xcb\x01\n\x10UserMessageInput\x12:\n\x07\x63ontent\x18\x01 \x03(\x0b\x32#.chatkit_grpc.v1.UserMessageContentB\x04\xb0\xbb\x18\x01\x12\x13\n\x0b\x61ttachments\x18\x02 \x03(\t\x12\x18\n\x0bquoted_text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12<\n\x11inference_options\x18\x04 \x01(\x0b\x32!.chatkit_grpc.v1.InferenceOptionsB\x0e\n\x0c_quoted_text\"D\n\x06\x41\x63tion\x12\x12\n\x04type\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x1a\n\x07payload\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x02H\x00\x88\x01\x01\x42\n\n\x08_payload\"u\n\x13\x43reateThreadRequest\x12\x36\n\x05input\x18\x01 \x01(\x0b\x32!.chatkit_grpc.v1.UserMessageInputB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"B\n\x14\x43reateThreadResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"\x90\x01\n\x15\x41\x64\x64UserMessageRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x36\n\x05input\x18\x02 \x01(\x0b\x32!.chatkit_grpc.v1.UserMessageInputB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"D\n\x16\x41\x64\x64UserMessageResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"w\n\x1a\x41\x64\x64\x43lientToolOutputRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x18\n\x06result\x18\x02 \x01(\tB\x08\xa8\xbb\x18\x02\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"I\n\x1b\x41\x64\x64\x43lientToolOutputResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"\xb4\x01\n\x19\x41\x64\x64StructuredInputRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x15\n\x07item_id\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\x12?\n\x05input\x18\x03 \x01(\x0b\x32*.chatkit_grpc.v1.StructuredInputSubmissionB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"\xf5\x01\n\x19StructuredInputSubmission\x12\x36\n\x06status\x18\x01 \x01(\x0e\x32&.chatkit_grpc.v1.StructuredInputStatus\x12H\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x37.chatkit_grpc.v1.StructuredInputSubmission.AnswersEntry\x1aV\n\x0c\x41nswersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.chatkit_grpc.v1.StructuredInputAnswer:\x02\x38\x01\"H\n\x1a\x41\x64\x64StructuredInputResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"o\n\x15RetryAfterItemRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x15\n\x07item_id\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"D\n\x16RetryAfterItemResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"\xa4\x01\n\x10RunActionRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x14\n\x07item_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12-\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x17.chatkit_grpc.v1.ActionB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_item_idB\r\n\x0b_request_id\"?\n\x11RunActionResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"\x80\x01\n\x14RunSyncActionRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x14\n\x07item_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12-\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x17.chatkit_grpc.v1.ActionB\x04\xb0\xbb\x18\x01\x42\n\n\x08_item_id\"`\n\x15RunSyncActionResponse\x12\x36\n\x0cupdated_item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItemH\x00\x88\x01\x01\x42\x0f\n\r_updated_item\"O\n\x11TranscribeRequest\x12!\n\x05\x61udio\x18\x01 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61udio_base64\x12\x17\n\tmime_type\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\"\"\n\x12TranscribeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xa8\x06\n\x0b\x43hatService\x12]\n\x0c\x43reateThread\x12$.chatkit_grpc.v1.CreateThreadRequest\x1a%.chatkit_grpc.v1.CreateThreadResponse0\x01\x12\x63\n\x0e\x41\x64\x64UserMessage\x12&.chatkit_grpc.v1.AddUserMessageRequest\x1a\'.chatkit_grpc.v1.AddUserMessageResponse0\x01\x12r\n\x13\x41\x64\x64\x43lientToolOutput\x12+.chatkit_grpc.v1.AddClientToolOutputRequest\x1a,.chatkit_grpc.v1.AddClientToolOutputResponse0\x01\x12o\n\x12\x41\x64\x64StructuredInput\x12*.chatkit_grpc.v1.AddStructuredInputRequest\x1a+.chatkit_grpc.v1.AddStructuredInputResponse0\x01\x12\x63\n\x0eRetryAfterItem\x12&.chatkit_grpc.v1.RetryAfterItemRequest\x1a\'.chatkit_grpc.v1.RetryAfterItemResponse0\x01\x12T\n\tRunAction\x12!.chatkit_grpc.v1.RunActionRequest\x1a\".chatkit_grpc.v1.RunActionResponse0\x01\x12^\n\rRunSyncAction\x12%.chatkit_grpc.v1.RunSyncActionRequest\x1a&.chatkit_grpc.v1.RunSyncActionResponse\x12U\n\nTranscribe\x12\".chatkit_grpc.v1.TranscribeRequest\x1a#.chatkit_grpc.v1.TranscribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"chatkit_grpc/v1/chat_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x19\x63hatkit_grpc/v1/run.proto\"\xcb\x01\n\x10UserMessageInput\x12:\n\x07\x63ontent\x18\x01 \x03(\x0b\x32#.chatkit_grpc.v1.UserMessageContentB\x04\xb0\xbb\x18\x01\x12\x13\n\x0b\x61ttachments\x18\x02 \x03(\t\x12\x18\n\x0bquoted_text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12<\n\x11inference_options\x18\x04 \x01(\x0b\x32!.chatkit_grpc.v1.InferenceOptionsB\x0e\n\x0c_quoted_text\"D\n\x06\x41\x63tion\x12\x12\n\x04type\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x1a\n\x07payload\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x02H\x00\x88\x01\x01\x42\n\n\x08_payload\"u\n\x13\x43reateThreadRequest\x12\x36\n\x05input\x18\x01 \x01(\x0b\x32!.chatkit_grpc.v1.UserMessageInputB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"B\n\x14\x43reateThreadResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"\x90\x01\n\x15\x41\x64\x64UserMessageRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x36\n\x05input\x18\x02 \x01(\x0b\x32!.chatkit_grpc.v1.UserMessageInputB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"D\n\x16\x41\x64\x64UserMessageResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"w\n\x1a\x41\x64\x64\x43lientToolOutputRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x18\n\x06result\x18\x02 \x01(\tB\x08\xa8\xbb\x18\x02\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"I\n\x1b\x41\x64\x64\x43lientToolOutputResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"\xb4\x01\n\x19\x41\x64\x64StructuredInputRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x15\n\x07item_id\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\x12?\n\x05input\x18\x03 \x01(\x0b\x32*.chatkit_grpc.v1.StructuredInputSubmissionB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"\xf5\x01\n\x19StructuredInputSubmission\x12\x36\n\x06status\x18\x01 \x01(\x0e\x32&.chatkit_grpc.v1.StructuredInputStatus\x12H\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x37.chatkit_grpc.v1.StructuredInputSubmission.AnswersEntry\x1aV\n\x0c\x41nswersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.chatkit_grpc.v1.StructuredInputAnswer:\x02\x38\x01\"H\n\x1a\x41\x64\x64StructuredInputResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"o\n\x15RetryAfterItemRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x15\n\x07item_id\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"D\n\x16RetryAfterItemResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"\xa4\x01\n\x10RunActionRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x14\n\x07item_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12-\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x17.chatkit_grpc.v1.ActionB\x04\xb0\xbb\x18\x01\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_item_idB\r\n\x0b_request_id\"?\n\x11RunActionResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"\x80\x01\n\x14RunSyncActionRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x14\n\x07item_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12-\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x17.chatkit_grpc.v1.ActionB\x04\xb0\xbb\x18\x01\x42\n\n\x08_item_id\"`\n\x15RunSyncActionResponse\x12\x36\n\x0cupdated_item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItemH\x00\x88\x01\x01\x42\x0f\n\r_updated_item\"O\n\x11TranscribeRequest\x12!\n\x05\x61udio\x18\x01 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61udio_base64\x12\x17\n\tmime_type\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\"\"\n\x12TranscribeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xd8\x06\n\x0b\x43hatService\x12\x63\n\x0c\x43reateThread\x12$.chatkit_grpc.v1.CreateThreadRequest\x1a%.chatkit_grpc.v1.CreateThreadResponse\"\x04\xe0\xbd\x18\x03\x30\x01\x12i\n\x0e\x41\x64\x64UserMessage\x12&.chatkit_grpc.v1.AddUserMessageRequest\x1a\'.chatkit_grpc.v1.AddUserMessageResponse\"\x04\xe0\xbd\x18\x03\x30\x01\x12x\n\x13\x41\x64\x64\x43lientToolOutput\x12+.chatkit_grpc.v1.AddClientToolOutputRequest\x1a,.chatkit_grpc.v1.AddClientToolOutputResponse\"\x04\xe0\xbd\x18\x03\x30\x01\x12u\n\x12\x41\x64\x64StructuredInput\x12*.chatkit_grpc.v1.AddStructuredInputRequest\x1a+.chatkit_grpc.v1.AddStructuredInputResponse\"\x04\xe0\xbd\x18\x03\x30\x01\x12i\n\x0eRetryAfterItem\x12&.chatkit_grpc.v1.RetryAfterItemRequest\x1a\'.chatkit_grpc.v1.RetryAfterItemResponse\"\x04\xe0\xbd\x18\x03\x30\x01\x12Z\n\tRunAction\x12!.chatkit_grpc.v1.RunActionRequest\x1a\".chatkit_grpc.v1.RunActionResponse\"\x04\xe0\xbd\x18\x03\x30\x01\x12\x64\n\rRunSyncAction\x12%.chatkit_grpc.v1.RunSyncActionRequest\x1a&.chatkit_grpc.v1.RunSyncActionResponse\"\x04\xe0\xbd\x18\x03\x12[\n\nTranscribe\x12\".chatkit_grpc.v1.TranscribeRequest\x1a#.chatkit_grpc.v1.TranscribeResponse\"\x04\xe0\xbd\x18\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -74,46 +75,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSCRIBEREQUEST'].fields_by_name['audio']._serialized_options = b'\260\273\030\001'
   _globals['_TRANSCRIBEREQUEST'].fields_by_name['mime_type']._loaded_options = None
   _globals['_TRANSCRIBEREQUEST'].fields_by_name['mime_type']._serialized_options = b'\260\273\030\001'
-  _globals['_USERMESSAGEINPUT']._serialized_start=139
-  _globals['_USERMESSAGEINPUT']._serialized_end=342
-  _globals['_ACTION']._serialized_start=344
-  _globals['_ACTION']._serialized_end=412
-  _globals['_CREATETHREADREQUEST']._serialized_start=414
-  _globals['_CREATETHREADREQUEST']._serialized_end=531
-  _globals['_CREATETHREADRESPONSE']._serialized_start=533
-  _globals['_CREATETHREADRESPONSE']._serialized_end=599
-  _globals['_ADDUSERMESSAGEREQUEST']._serialized_start=602
-  _globals['_ADDUSERMESSAGEREQUEST']._serialized_end=746
-  _globals['_ADDUSERMESSAGERESPONSE']._serialized_start=748
-  _globals['_ADDUSERMESSAGERESPONSE']._serialized_end=816
-  _globals['_ADDCLIENTTOOLOUTPUTREQUEST']._serialized_start=818
-  _globals['_ADDCLIENTTOOLOUTPUTREQUEST']._serialized_end=937
-  _globals['_ADDCLIENTTOOLOUTPUTRESPONSE']._serialized_start=939
-  _globals['_ADDCLIENTTOOLOUTPUTRESPONSE']._serialized_end=1012
-  _globals['_ADDSTRUCTUREDINPUTREQUEST']._serialized_start=1015
-  _globals['_ADDSTRUCTUREDINPUTREQUEST']._serialized_end=1195
-  _globals['_STRUCTUREDINPUTSUBMISSION']._serialized_start=1198
-  _globals['_STRUCTUREDINPUTSUBMISSION']._serialized_end=1443
-  _globals['_STRUCTUREDINPUTSUBMISSION_ANSWERSENTRY']._serialized_start=1357
-  _globals['_STRUCTUREDINPUTSUBMISSION_ANSWERSENTRY']._serialized_end=1443
-  _globals['_ADDSTRUCTUREDINPUTRESPONSE']._serialized_start=1445
-  _globals['_ADDSTRUCTUREDINPUTRESPONSE']._serialized_end=1517
-  _globals['_RETRYAFTERITEMREQUEST']._serialized_start=1519
-  _globals['_RETRYAFTERITEMREQUEST']._serialized_end=1630
-  _globals['_RETRYAFTERITEMRESPONSE']._serialized_start=1632
-  _globals['_RETRYAFTERITEMRESPONSE']._serialized_end=1700
-  _globals['_RUNACTIONREQUEST']._serialized_start=1703
-  _globals['_RUNACTIONREQUEST']._serialized_end=1867
-  _globals['_RUNACTIONRESPONSE']._serialized_start=1869
-  _globals['_RUNACTIONRESPONSE']._serialized_end=1932
-  _globals['_RUNSYNCACTIONREQUEST']._serialized_start=1935
-  _globals['_RUNSYNCACTIONREQUEST']._serialized_end=2063
-  _globals['_RUNSYNCACTIONRESPONSE']._serialized_start=2065
-  _globals['_RUNSYNCACTIONRESPONSE']._serialized_end=2161
-  _globals['_TRANSCRIBEREQUEST']._serialized_start=2163
-  _globals['_TRANSCRIBEREQUEST']._serialized_end=2242
-  _globals['_TRANSCRIBERESPONSE']._serialized_start=2244
-  _globals['_TRANSCRIBERESPONSE']._serialized_end=2278
-  _globals['_CHATSERVICE']._serialized_start=2281
-  _globals['_CHATSERVICE']._serialized_end=3089
+  _globals['_CHATSERVICE'].methods_by_name['CreateThread']._loaded_options = None
+  _globals['_CHATSERVICE'].methods_by_name['CreateThread']._serialized_options = b'\340\275\030\003'
+  _globals['_CHATSERVICE'].methods_by_name['AddUserMessage']._loaded_options = None
+  _globals['_CHATSERVICE'].methods_by_name['AddUserMessage']._serialized_options = b'\340\275\030\003'
+  _globals['_CHATSERVICE'].methods_by_name['AddClientToolOutput']._loaded_options = None
+  _globals['_CHATSERVICE'].methods_by_name['AddClientToolOutput']._serialized_options = b'\340\275\030\003'
+  _globals['_CHATSERVICE'].methods_by_name['AddStructuredInput']._loaded_options = None
+  _globals['_CHATSERVICE'].methods_by_name['AddStructuredInput']._serialized_options = b'\340\275\030\003'
+  _globals['_CHATSERVICE'].methods_by_name['RetryAfterItem']._loaded_options = None
+  _globals['_CHATSERVICE'].methods_by_name['RetryAfterItem']._serialized_options = b'\340\275\030\003'
+  _globals['_CHATSERVICE'].methods_by_name['RunAction']._loaded_options = None
+  _globals['_CHATSERVICE'].methods_by_name['RunAction']._serialized_options = b'\340\275\030\003'
+  _globals['_CHATSERVICE'].methods_by_name['RunSyncAction']._loaded_options = None
+  _globals['_CHATSERVICE'].methods_by_name['RunSyncAction']._serialized_options = b'\340\275\030\003'
+  _globals['_CHATSERVICE'].methods_by_name['Transcribe']._loaded_options = None
+  _globals['_CHATSERVICE'].methods_by_name['Transcribe']._serialized_options = b'\340\275\030\003'
+  _globals['_USERMESSAGEINPUT']._serialized_start=169
+  _globals['_USERMESSAGEINPUT']._serialized_end=372
+  _globals['_ACTION']._serialized_start=374
+  _globals['_ACTION']._serialized_end=442
+  _globals['_CREATETHREADREQUEST']._serialized_start=444
+  _globals['_CREATETHREADREQUEST']._serialized_end=561
+  _globals['_CREATETHREADRESPONSE']._serialized_start=563
+  _globals['_CREATETHREADRESPONSE']._serialized_end=629
+  _globals['_ADDUSERMESSAGEREQUEST']._serialized_start=632
+  _globals['_ADDUSERMESSAGEREQUEST']._serialized_end=776
+  _globals['_ADDUSERMESSAGERESPONSE']._serialized_start=778
+  _globals['_ADDUSERMESSAGERESPONSE']._serialized_end=846
+  _globals['_ADDCLIENTTOOLOUTPUTREQUEST']._serialized_start=848
+  _globals['_ADDCLIENTTOOLOUTPUTREQUEST']._serialized_end=967
+  _globals['_ADDCLIENTTOOLOUTPUTRESPONSE']._serialized_start=969
+  _globals['_ADDCLIENTTOOLOUTPUTRESPONSE']._serialized_end=1042
+  _globals['_ADDSTRUCTUREDINPUTREQUEST']._serialized_start=1045
+  _globals['_ADDSTRUCTUREDINPUTREQUEST']._serialized_end=1225
+  _globals['_STRUCTUREDINPUTSUBMISSION']._serialized_start=1228
+  _globals['_STRUCTUREDINPUTSUBMISSION']._serialized_end=1473
+  _globals['_STRUCTUREDINPUTSUBMISSION_ANSWERSENTRY']._serialized_start=1387
+  _globals['_STRUCTUREDINPUTSUBMISSION_ANSWERSENTRY']._serialized_end=1473
+  _globals['_ADDSTRUCTUREDINPUTRESPONSE']._serialized_start=1475
+  _globals['_ADDSTRUCTUREDINPUTRESPONSE']._serialized_end=1547
+  _globals['_RETRYAFTERITEMREQUEST']._serialized_start=1549
+  _globals['_RETRYAFTERITEMREQUEST']._serialized_end=1660
+  _globals['_RETRYAFTERITEMRESPONSE']._serialized_start=1662
+  _globals['_RETRYAFTERITEMRESPONSE']._serialized_end=1730
+  _globals['_RUNACTIONREQUEST']._serialized_start=1733
+  _globals['_RUNACTIONREQUEST']._serialized_end=1897
+  _globals['_RUNACTIONRESPONSE']._serialized_start=1899
+  _globals['_RUNACTIONRESPONSE']._serialized_end=1962
+  _globals['_RUNSYNCACTIONREQUEST']._serialized_start=1965
+  _globals['_RUNSYNCACTIONREQUEST']._serialized_end=2093
+  _globals['_RUNSYNCACTIONRESPONSE']._serialized_start=2095
+  _globals['_RUNSYNCACTIONRESPONSE']._serialized_end=2191
+  _globals['_TRANSCRIBEREQUEST']._serialized_start=2193
+  _globals['_TRANSCRIBEREQUEST']._serialized_end=2272
+  _globals['_TRANSCRIBERESPONSE']._serialized_start=2274
+  _globals['_TRANSCRIBERESPONSE']._serialized_end=2308
+  _globals['_CHATSERVICE']._serialized_start=2311
+  _globals['_CHATSERVICE']._serialized_end=3167
 # @@protoc_insertion_point(module_scope)

@@ -25,8 +25,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Not said; never sent."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 1
-    """Nobody is logged in, or the credentials are no good. UNAUTHENTICATED, 401.
-    Sample: {"reason": "UNAUTHENTICATED", "domain": "chatkit-grpc", "metadata": {}}
+    """Nobody is logged in, or the credentials are no good. UNAUTHENTICATED, 401. cause is "missing", "expired" or
+    "invalid": what has expired is worth getting anew.
+    Sample: {"reason": "UNAUTHENTICATED", "domain": "chatkit-grpc", "metadata": {"cause": "expired"}}
     """
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 2
     """The request is not what the schema says; BadRequest names the member and what was expected. INVALID_ARGUMENT, 400.
@@ -127,6 +128,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The thread has another item with this id. ALREADY_EXISTS, 409.
     Sample: {"reason": "ITEM_EXISTS", "domain": "chatkit-grpc", "metadata": {"item_id": "msg_0192f0c1d2e3"}}
     """
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 26
+    """The caller is known, and may not do this: act for another user without being a service, or change something from a
+    page of another site. PERMISSION_DENIED, 403.
+    Sample: {"reason": "PERMISSION_DENIED", "domain": "chatkit-grpc", "metadata": {}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of google.rpc.ErrorInfo, without the prefix ERROR_REASON_, in the domain "chatkit-grpc". Its gRPC status and
@@ -136,8 +142,9 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Not said; never sent."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 1
-"""Nobody is logged in, or the credentials are no good. UNAUTHENTICATED, 401.
-Sample: {"reason": "UNAUTHENTICATED", "domain": "chatkit-grpc", "metadata": {}}
+"""Nobody is logged in, or the credentials are no good. UNAUTHENTICATED, 401. cause is "missing", "expired" or
+"invalid": what has expired is worth getting anew.
+Sample: {"reason": "UNAUTHENTICATED", "domain": "chatkit-grpc", "metadata": {"cause": "expired"}}
 """
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 2
 """The request is not what the schema says; BadRequest names the member and what was expected. INVALID_ARGUMENT, 400.
@@ -237,5 +244,10 @@ Sample: {"reason": "EVENTS_EXPIRED", "domain": "chatkit-grpc", "metadata": {"old
 ERROR_REASON_ITEM_EXISTS: ErrorReason.ValueType  # 25
 """The thread has another item with this id. ALREADY_EXISTS, 409.
 Sample: {"reason": "ITEM_EXISTS", "domain": "chatkit-grpc", "metadata": {"item_id": "msg_0192f0c1d2e3"}}
+"""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 26
+"""The caller is known, and may not do this: act for another user without being a service, or change something from a
+page of another site. PERMISSION_DENIED, 403.
+Sample: {"reason": "PERMISSION_DENIED", "domain": "chatkit-grpc", "metadata": {}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

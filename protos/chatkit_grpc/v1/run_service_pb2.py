@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from chatkit_grpc.v1 import access_pb2 as chatkit__grpc_dot_v1_dot_access__pb2
 from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 from chatkit_grpc.v1 import run_pb2 as chatkit__grpc_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chatkit_grpc/v1/run_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x19\x63hatkit_grpc/v1/run.proto\"v\n\x10ResumeRunRequest\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x03\x42\x04\xc0\xbb\x18\x00\x42\t\n\x07_run_idB\x0c\n\n_thread_id\"?\n\x11ResumeRunResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"X\n\x10\x43\x61ncelRunRequest\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\t\n\x07_run_idB\x0c\n\n_thread_id\"]\n\x11\x43\x61ncelRunResponse\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunStateB\t\n\x07_run_id\"-\n\x15\x41\x63knowledgeRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x18\n\x16\x41\x63knowledgeRunResponse2\x99\x02\n\nRunService\x12T\n\tResumeRun\x12!.chatkit_grpc.v1.ResumeRunRequest\x1a\".chatkit_grpc.v1.ResumeRunResponse0\x01\x12R\n\tCancelRun\x12!.chatkit_grpc.v1.CancelRunRequest\x1a\".chatkit_grpc.v1.CancelRunResponse\x12\x61\n\x0e\x41\x63knowledgeRun\x12&.chatkit_grpc.v1.AcknowledgeRunRequest\x1a\'.chatkit_grpc.v1.AcknowledgeRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chatkit_grpc/v1/run_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x19\x63hatkit_grpc/v1/run.proto\"v\n\x10ResumeRunRequest\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x03\x42\x04\xc0\xbb\x18\x00\x42\t\n\x07_run_idB\x0c\n\n_thread_id\"?\n\x11ResumeRunResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"X\n\x10\x43\x61ncelRunRequest\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\t\n\x07_run_idB\x0c\n\n_thread_id\"]\n\x11\x43\x61ncelRunResponse\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunStateB\t\n\x07_run_id\"-\n\x15\x41\x63knowledgeRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x18\n\x16\x41\x63knowledgeRunResponse2\xab\x02\n\nRunService\x12Z\n\tResumeRun\x12!.chatkit_grpc.v1.ResumeRunRequest\x1a\".chatkit_grpc.v1.ResumeRunResponse\"\x04\xe0\xbd\x18\x01\x30\x01\x12X\n\tCancelRun\x12!.chatkit_grpc.v1.CancelRunRequest\x1a\".chatkit_grpc.v1.CancelRunResponse\"\x04\xe0\xbd\x18\x02\x12g\n\x0e\x41\x63knowledgeRun\x12&.chatkit_grpc.v1.AcknowledgeRunRequest\x1a\'.chatkit_grpc.v1.AcknowledgeRunResponse\"\x04\xe0\xbd\x18\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,18 +38,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMERUNREQUEST'].fields_by_name['after_sequence']._serialized_options = b'\300\273\030\000'
   _globals['_ACKNOWLEDGERUNREQUEST'].fields_by_name['run_id']._loaded_options = None
   _globals['_ACKNOWLEDGERUNREQUEST'].fields_by_name['run_id']._serialized_options = b'\260\273\030\001'
-  _globals['_RESUMERUNREQUEST']._serialized_start=109
-  _globals['_RESUMERUNREQUEST']._serialized_end=227
-  _globals['_RESUMERUNRESPONSE']._serialized_start=229
-  _globals['_RESUMERUNRESPONSE']._serialized_end=292
-  _globals['_CANCELRUNREQUEST']._serialized_start=294
-  _globals['_CANCELRUNREQUEST']._serialized_end=382
-  _globals['_CANCELRUNRESPONSE']._serialized_start=384
-  _globals['_CANCELRUNRESPONSE']._serialized_end=477
-  _globals['_ACKNOWLEDGERUNREQUEST']._serialized_start=479
-  _globals['_ACKNOWLEDGERUNREQUEST']._serialized_end=524
-  _globals['_ACKNOWLEDGERUNRESPONSE']._serialized_start=526
-  _globals['_ACKNOWLEDGERUNRESPONSE']._serialized_end=550
-  _globals['_RUNSERVICE']._serialized_start=553
-  _globals['_RUNSERVICE']._serialized_end=834
+  _globals['_RUNSERVICE'].methods_by_name['ResumeRun']._loaded_options = None
+  _globals['_RUNSERVICE'].methods_by_name['ResumeRun']._serialized_options = b'\340\275\030\001'
+  _globals['_RUNSERVICE'].methods_by_name['CancelRun']._loaded_options = None
+  _globals['_RUNSERVICE'].methods_by_name['CancelRun']._serialized_options = b'\340\275\030\002'
+  _globals['_RUNSERVICE'].methods_by_name['AcknowledgeRun']._loaded_options = None
+  _globals['_RUNSERVICE'].methods_by_name['AcknowledgeRun']._serialized_options = b'\340\275\030\002'
+  _globals['_RESUMERUNREQUEST']._serialized_start=139
+  _globals['_RESUMERUNREQUEST']._serialized_end=257
+  _globals['_RESUMERUNRESPONSE']._serialized_start=259
+  _globals['_RESUMERUNRESPONSE']._serialized_end=322
+  _globals['_CANCELRUNREQUEST']._serialized_start=324
+  _globals['_CANCELRUNREQUEST']._serialized_end=412
+  _globals['_CANCELRUNRESPONSE']._serialized_start=414
+  _globals['_CANCELRUNRESPONSE']._serialized_end=507
+  _globals['_ACKNOWLEDGERUNREQUEST']._serialized_start=509
+  _globals['_ACKNOWLEDGERUNREQUEST']._serialized_end=554
+  _globals['_ACKNOWLEDGERUNRESPONSE']._serialized_start=556
+  _globals['_ACKNOWLEDGERUNRESPONSE']._serialized_end=580
+  _globals['_RUNSERVICE']._serialized_start=583
+  _globals['_RUNSERVICE']._serialized_end=882
 # @@protoc_insertion_point(module_scope)

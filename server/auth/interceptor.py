@@ -1,0 +1,72 @@
+"""Before every call: who makes it, and whether he may. What isn't let through reaches no service."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+from chatkit_grpc.errors import AuthenticationError, PermissionDeniedError
+from chatkit_grpc.v1 import access_pb2
+
+from server.auth.access import ALWAYS_OPEN, REFLECTION, access_of
+from server.auth.authenticator import Authenticator
+from server.context import Auth
+from server.failures import abort
+
+_CALLER: ContextVar[Auth] = ContextVar("caller")
+
+if TYPE_CHECKING:
+    Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler  # generic in its stubs only
+Call = grpc.aio.ServicerContext[Any, Any]
+
+
+def caller() -> Auth:
+    """Who makes the call that is being served. Raises AuthenticationError where no interceptor has said."""
+    try:
+        return _CALLER.get()
+    except LookupError:
+        raise AuthenticationError("Log in first.") from None
+
+
+class AuthInterceptor(grpc.aio.ServerInterceptor):
+    """Lets a call through once its caller is known, and sends it away before its request is read otherwise.
+
+    has_reflection: whether anybody may ask which services there are.
+    """
+
+    def __init__(self, authenticate: Authenticator, *, has_reflection: bool) -> None:
+        self._authenticate = authenticate
+        self._open = (ALWAYS_OPEN, *REFLECTION) if has_reflection else (ALWAYS_OPEN,)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The handler of the call, or one that refuses it. None where there is no such RPC."""
+        rpc = handler_call_details.method
+        if rpc.startswith(self._open):
+            return await continuation(handler_call_details)
+        access = access_of(rpc)
+        try:
+            auth = await self._authenticate(tuple(handler_call_details.invocation_metadata or ()), access)
+        except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
+            return _refusal(rpc, error)
+        _CALLER.set(auth)  # gRPC hands the context on to the handler
+        handler = await continuation(handler_call_details)
+        if handler is not None and access == access_pb2.ACCESS_UNSPECIFIED:
+            return _refusal(rpc, PermissionDeniedError("Nobody may call this: its schema doesn't say who may."))
+        return handler
+
+
+def _refusal(rpc: str, error: Exception) -> Handler:
+    """Streaming both ways, so that it is called whatever the client sends, and before that has come."""
+
+    async def refuse(_requests: object, call: Call) -> None:
+        await abort(rpc, call, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
