@@ -16,8 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from server.auth.interceptor import caller
-from server.context import RequestContext, RequestInfo
+from server.context import Auth, RequestContext, RequestInfo
 from server.failures import abort
 
 _CREDENTIALS = frozenset({"authorization", "cookie"})
@@ -30,6 +29,7 @@ Call = grpc.aio.ServicerContext[Any, Any]
 class ServiceAdapter:
     """Offers the methods of plain classes as gRPC services: CreateThread calls `create_thread(request, context)`.
 
+    Its handlers take who calls as `auth`, from the interceptor (server/auth/interceptor.py) and nobody else.
     A streaming method yields serialised responses, so that one that many watch is serialised once.
     """
 
@@ -46,12 +46,10 @@ class ServiceAdapter:
             return grpc.unary_stream_rpc_method_handler(self._stream(rpc, request_type, behaviour))
         return grpc.unary_unary_rpc_method_handler(self._unary(rpc, request_type, behaviour))
 
-    def _unary(
-        self, rpc: str, request_type: type[Message], behaviour: UnaryMethod
-    ) -> Callable[[bytes, Call], Awaitable[bytes]]:
-        async def serve(body: bytes, call: Call) -> bytes:
+    def _unary(self, rpc: str, request_type: type[Message], behaviour: UnaryMethod) -> Callable[..., Awaitable[bytes]]:
+        async def serve(body: bytes, call: Call, *, auth: Auth) -> bytes:
             try:
-                request, context = self._accept(rpc, request_type, body, call)
+                request, context = self._accept(rpc, request_type, body, call, auth)
                 return (await behaviour(request, context)).SerializeToString()
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
                 await abort(rpc, call, error)
@@ -60,10 +58,10 @@ class ServiceAdapter:
 
     def _stream(
         self, rpc: str, request_type: type[Message], behaviour: StreamMethod
-    ) -> Callable[[bytes, Call], AsyncGenerator[bytes, None]]:
-        async def serve(body: bytes, call: Call) -> AsyncGenerator[bytes, None]:
+    ) -> Callable[..., AsyncGenerator[bytes, None]]:
+        async def serve(body: bytes, call: Call, *, auth: Auth) -> AsyncGenerator[bytes, None]:
             try:
-                request, context = self._accept(rpc, request_type, body, call)
+                request, context = self._accept(rpc, request_type, body, call, auth)
                 # A generator that is merely dropped is closed some time later, and its run would go on until then.
                 async with aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
@@ -73,9 +71,10 @@ class ServiceAdapter:
 
         return serve
 
-    def _accept(self, rpc: str, request_type: type[Message], body: bytes, call: Call) -> tuple[Message, RequestContext]:
-        """What a call is made with. Who makes it is known by now; without the interceptor it is nobody."""
-        auth = caller()
+    def _accept(
+        self, rpc: str, request_type: type[Message], body: bytes, call: Call, auth: Auth
+    ) -> tuple[Message, RequestContext]:
+        """What a call is made with; who makes it is known by now."""
         metadata: Metadata = tuple(call.invocation_metadata() or ())
         try:
             request = request_type.FromString(body)

@@ -638,6 +638,7 @@ async def test_feedback_goes_to_the_store() -> None:
 
 async def test_the_assistant_reads_the_environment_unless_it_is_given_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XIAOMI_API_KEY", "x")
+    monkeypatch.setenv("ENVIRONMENT", "development")
     from_environment, given = create_assistant(MemoryStore()), create_assistant(MemoryStore(), Settings())
     assert from_environment.model.choice.label.startswith("mimo-v2-flash")
     assert given.model.choice.kind == "offline"

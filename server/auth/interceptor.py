@@ -1,13 +1,16 @@
-"""Before every call: who makes it, and whether he may. What isn't let through reaches no service."""
+"""Before every call: who makes it, and whether he may. What isn't let through reaches no service.
+
+A handler gets its caller from here, as an argument that nobody else passes: without the interceptor it can't be called.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
-from chatkit_grpc.errors import AuthenticationError, PermissionDeniedError
+from chatkit_grpc.errors import PermissionDeniedError
 from chatkit_grpc.v1 import access_pb2
 
 from server.auth.access import ALWAYS_OPEN, REFLECTION, access_of
@@ -15,21 +18,11 @@ from server.auth.authenticator import Authenticator
 from server.context import Auth
 from server.failures import abort
 
-_CALLER: ContextVar[Auth] = ContextVar("caller")
-
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
 else:
     Handler = grpc.RpcMethodHandler  # generic in its stubs only
 Call = grpc.aio.ServicerContext[Any, Any]
-
-
-def caller() -> Auth:
-    """Who makes the call that is being served. Raises AuthenticationError where no interceptor has said."""
-    try:
-        return _CALLER.get()
-    except LookupError:
-        raise AuthenticationError("Log in first.") from None
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
@@ -56,11 +49,20 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             auth = await self._authenticate(tuple(handler_call_details.invocation_metadata or ()), access)
         except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
             return _refusal(rpc, error)
-        _CALLER.set(auth)  # gRPC hands the context on to the handler
         handler = await continuation(handler_call_details)
-        if handler is not None and access == access_pb2.ACCESS_UNSPECIFIED:
+        if handler is None:
+            return None
+        if access == access_pb2.ACCESS_UNSPECIFIED:
             return _refusal(rpc, PermissionDeniedError("Nobody may call this: its schema doesn't say who may."))
-        return handler
+        return _for_caller(handler, auth)
+
+
+def _for_caller(handler: Handler, auth: Auth) -> Handler:
+    """The handler, told who calls."""
+    streams = ("unary", "stream")
+    kind = f"{streams[handler.request_streaming]}_{streams[handler.response_streaming]}"
+    make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(partial(getattr(handler, kind), auth=auth), handler.request_deserializer, handler.response_serializer)
 
 
 def _refusal(rpc: str, error: Exception) -> Handler:
