@@ -11,15 +11,14 @@ from chatkit_grpc.errors import (
     AuthenticationError,
     ChatKitError,
     DatabaseError,
-    LimitError,
     PermissionDeniedError,
-    UnavailableError,
+    ValidationError,
     from_rpc_error,
 )
 from chatkit_grpc.services import SERVICES, Metadata
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
-from chatkit_grpc.v1.thread_service_pb2 import AddFeedbackRequest, ListThreadsRequest
+from chatkit_grpc.v1.thread_service_pb2 import ListThreadsRequest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
@@ -108,17 +107,15 @@ class Backend:
         return failure
 
     async def authenticate(self, metadata: Metadata) -> None:
-        """Let the server say whether it knows the caller. Raises what it refuses strangers with, and UnavailableError.
+        """Let the server say whether it knows the caller. Raises what it says of a stranger.
 
         Used where a request is refused before the server has seen it, so that a stranger learns nothing but that he is
-        one. The call lacks what it needs, so that the server refuses it as soon as it knows the caller.
+        one. The call asks for what can't be, so that the server refuses it as soon as it knows the caller.
         """
-        incomplete = AddFeedbackRequest()
+        impossible = ListThreadsRequest(limit=-1)
         try:
-            await self.call(METHODS[incomplete.DESCRIPTOR.full_name].path, incomplete, metadata)
-        except (AuthenticationError, PermissionDeniedError, LimitError, UnavailableError):
-            raise
-        except ChatKitError:
+            await self.call(METHODS[impossible.DESCRIPTOR.full_name].path, impossible, metadata)
+        except ValidationError:
             return
 
     async def is_serving(self, service: str = "") -> bool | None:

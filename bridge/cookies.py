@@ -8,5 +8,5 @@ from starlette.datastructures import Headers
 
 def session_cookies(headers: Headers) -> list[str]:
     """Each session cookie of a request as it came, all of them: more than one is for the server to judge."""
-    cookies = (part.strip() for header in headers.getlist("cookie") for part in header.split(";"))
+    cookies = (part.strip(" \t") for header in headers.getlist("cookie") for part in header.split(";"))
     return [cookie for cookie in cookies if cookie.partition("=")[0].removeprefix("__Secure-") == SESSION_COOKIE]

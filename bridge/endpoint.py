@@ -39,6 +39,7 @@ _FORWARDED = ("authorization", "accept-language", "origin", "user-agent", USER_H
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 log = logging.getLogger(__name__)
 _METADATA_LIMIT = 8 * 1024
+_LARGE_BODY_BYTES = 64 * 1024
 _UNAUTHENTICATED = 401
 _STATUSES_A_PAGE_UNDERSTANDS = frozenset({_UNAUTHENTICATED, 429})
 
@@ -71,7 +72,7 @@ class Endpoint:
         metadata = _metadata_of(request)
         try:
             body = await self._read_body(request)
-            chatkit_request = _parse(request.headers.get("content-type", ""), body)
+            chatkit_request = await self._parse(request.headers.get("content-type", ""), body, metadata)
             method, parameters = method_of(chatkit_request)
             counts_until_seen = request_ids.identify(parameters, request.headers, body)
         except ChatKitError:
@@ -87,6 +88,13 @@ class Endpoint:
             return await _unless_disconnected(request, opening)
         answer = await self._backend.call(method.path, parameters, metadata)
         return Response(codec.encode(answer), media_type="application/json")
+
+    async def _parse(self, content_type: str, body: bytes, metadata: Metadata) -> ChatKitRequest:
+        """Read a body. A large one takes its time: not for strangers, and not while all others wait."""
+        if len(body) <= _LARGE_BODY_BYTES:
+            return _parse(content_type, body)
+        await self._backend.authenticate(metadata)
+        return await asyncio.to_thread(_parse, content_type, body)
 
     async def _open(
         self, method: Method, parameters: Message, metadata: Metadata, *, counts_until_seen: bool

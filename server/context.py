@@ -14,7 +14,8 @@ class Auth:
     user_id: the user the request acts for.
     method: "token", "session", "service" or "development".
     service: the service that acts for the user, where one does.
-    claims: what the token says, checked. Sample: {"sub": "u1", "email": "ada@example.com", "exp": 1795000000}.
+    claims: what the token says, checked; of a service that acts for a user, the service's.
+        Sample: {"sub": "u1", "email": "ada@example.com", "exp": 1795000000}.
     """
 
     user_id: str

@@ -172,6 +172,11 @@ def database_error(error: Exception) -> DatabaseError:
     return DatabaseError(f"The database failed ({name}, {sqlstate}).", metadata={"sqlstate": sqlstate})
 
 
+def is_about_the_schema(error: DatabaseError) -> bool:
+    """Whether a table or a column isn't there, or may not be read."""
+    return error.metadata.get("sqlstate") in {"42P01", "42703", "42501"}
+
+
 def _is_unreachable(error: Exception) -> bool:
     if isinstance(error, asyncpg.InterfaceError):
         # Raised where the connection went away between two statements, and once the pool is closing.

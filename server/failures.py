@@ -36,7 +36,9 @@ def translate(error: Exception) -> ChatKitError:
 async def abort(rpc: str, call: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
     """End a call with the status of what went wrong."""
     failure = translate(error)
-    log.info("%s failed: %s", rpc, failure.code)
+    # Strangers come as often as they like.
+    level = logging.DEBUG if failure.reason == reasons.ERROR_REASON_UNAUTHENTICATED else logging.INFO
+    log.log(level, "%s failed: %s", rpc, failure.code)
     status = failure.to_status()
     details = ((DETAILS_KEY, status.SerializeToString()),)
     await call.abort(failure.grpc_status, status.message, trailing_metadata=details)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
-from chatkit_grpc.environment import Address, Environment
+from chatkit_grpc.environment import Address, Environment, check_http_url
 from environs import ValidationError
 from environs import validate as must_be
 
@@ -91,7 +91,7 @@ class Settings:
             "log_level": env.str("LOG_LEVEL", default.log_level, validate=must_be.OneOf(LOG_LEVELS)),
             "openai_api_key": env.text("OPENAI_API_KEY"),
             "xiaomi_api_key": env.text("XIAOMI_API_KEY"),
-            "model_base_url": env.str("MODEL_BASE_URL", "", validate=_http_url) or None,
+            "model_base_url": env.str("MODEL_BASE_URL", "", validate=check_http_url) or None,
             "model_api_key": env.text("MODEL_API_KEY"),
             "model_name": env.text("MODEL_NAME"),
         }
@@ -145,11 +145,6 @@ def _run_grace(seconds: float | None) -> None:
 def _thread_ttl(days: float | None) -> None:
     if days is not None and not 0 < days < 36500:
         raise ValidationError(f"expected more than 0 days and less than 36500, got {days:g}")
-
-
-def _http_url(url: str) -> None:
-    if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
-        raise ValidationError("expected a URL such as https://host/v1/")
 
 
 def _environment(name: str) -> None:

@@ -23,6 +23,7 @@ from server.auth.access import RULES, rules
 from server.auth.settings import AuthSettings
 from server.context import Auth
 from server.settings import Settings
+from tests.database import execute
 from tests.issuer import AUDIENCE, SECRET, hs256
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT, BY_SECRET, IMPATIENT, PRODUCTION, System, open_system
@@ -111,6 +112,17 @@ async def test_what_is_not_there_is_unknown_to_users_and_closed_to_strangers(pro
         assert caught.value.code() is status
 
 
+async def test_what_a_stranger_calls_is_in_no_log(production: System, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "server"):
+        for path in ("/x\nINFO server.auth.acting: mailer acts for alice", "/" + "y" * 20_000):
+            call: Any = production.channel.unary_unary(path)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(b"")
+    assert "an unknown RPC failed: UNAUTHENTICATED" in caplog.text
+    assert "mailer" not in caplog.text
+    assert "yyy" not in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["unary_stream", "stream_unary", "stream_stream"])
 async def test_a_stranger_is_sent_away_however_he_calls(production: System, kind: str) -> None:
     call: Any = getattr(production.channel, kind)("/chatkit_grpc.v1.ThreadService/ListThreads")
@@ -164,6 +176,7 @@ SERVICE_TOKENS: dict[str, dict[str, Any]] = {
     "one of two audiences": {"aud": [AUDIENCE, "https://services.test"]},
     "scope": {"scope": "other chat:act"},
     "list of scopes": {"scp": ["chat:act"]},
+    "scp beside a scope that is null": {"scope": [None], "scp": "chat:act"},
 }
 
 
@@ -176,8 +189,13 @@ async def test_a_service_acts_for_a_user_and_it_is_logged(
         assert await answer(with_services.channel, f"Bearer {token}", x_user_id="alice") is None
     assert "mailer acts for alice" in caplog.text
     assert token not in caplog.text
-    # For itself it is a user like any other.
-    assert await answer(with_services.channel, f"Bearer {token}") is None
+    # For itself it is a user where its token is for users too.
+    for_itself = await answer(with_services.channel, f"Bearer {token}")
+    if case == "audience":
+        assert for_itself is not None
+        assert (for_itself.code, "x-user-id" in for_itself.message) == ("PERMISSION_DENIED", True)
+    else:
+        assert for_itself is None
 
 
 NO_SERVICES: dict[str, dict[str, Any]] = {
@@ -300,6 +318,8 @@ def users(database_url: str) -> Any:
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
+        ('create table "user" (id text)', "dev-user"),  # somebody else's
+        ('create table "user" (id int, "createdAt" timestamptz); insert into "user" values (7, now())', "7"),
         ([("second", "2026-02-01T00:00Z"), ("first", "2026-01-01T00:00Z")], "first"),
         ([], "dev-user"),
         ([("not an id", "2026-01-01T00:00Z")], "dev-user"),
@@ -307,9 +327,15 @@ def users(database_url: str) -> Any:
     ],
 )
 async def test_development_without_a_token_is_the_first_user_of_the_database(
-    database_url: str, users: Any, rows: list[tuple[str, str]] | None, expected: str, caplog: pytest.LogCaptureFixture
+    database_url: str,
+    users: Any,
+    rows: list[tuple[str, str]] | str | None,
+    expected: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    if rows is not None:
+    if isinstance(rows, str):
+        await execute(database_url, rows)
+    elif rows is not None:
         await users(*rows)
     async with open_system(database_url, ScriptedServer):
         assert f"ENVIRONMENT=development: whoever calls without a token is {expected}" in caplog.text
@@ -326,6 +352,8 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "Better Auth's own": ({"better_auth_secret": "better-auth-secret-12345678901234567890"}, "BETTER_AUTH_SECRET:"),
     "your secret": ({"better_auth_secret": "your-secret-key-here-0123456789abcdef"}, "BETTER_AUTH_SECRET: expected a"),
+    "digits": ({"better_auth_secret": "0123456789abcdef0123456789abcdef"}, "BETTER_AUTH_SECRET: expected a secret"),
+    "says what it is": ({"better_auth_secret": "a-jwt-Secret-with-at-least-32-characters"}, "BETTER_AUTH_SECRET: exp"),
     "one letter": ({"better_auth_secret": "a" * 40}, "BETTER_AUTH_SECRET: expected a secret of your own"),
     "few letters": ({"better_auth_secret": "abcabc" * 10}, "BETTER_AUTH_SECRET: expected a secret of your own"),
     "an example beside keys": ({**GOOD, "better_auth_secret": "EXAMPLE" * 6 + "xyz"}, "BETTER_AUTH_SECRET: expected"),
@@ -334,6 +362,10 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 }
 BAD_ANYWHERE: dict[str, tuple[dict[str, Any], str]] = {
     "31 bytes": ({"better_auth_secret": SECRET[:31]}, "BETTER_AUTH_SECRET: expected 32 bytes or more"),
+    "sessions without a URL": (
+        {"better_auth_secret": SECRET, "better_auth_sessions": True},
+        "BETTER_AUTH_URL: BETTER_AUTH_SESSIONS needs it",
+    ),
     "sessions without a secret": ({**GOOD, "better_auth_sessions": True}, "BETTER_AUTH_SECRET: BETTER_AUTH_SESSIONS"),
     "users that are services": (
         {**GOOD, "service_audience": "https://login.test"},
@@ -373,35 +405,49 @@ async def test_what_is_wrong_in_development_too(database_url: str) -> None:
 
 
 BAD_ENVIRONMENT = {
-    "BETTER_AUTH_URL": ("login.test", "expected a URL"),
-    "JWKS_URL": ("file:///etc/passwd", "expected a URL"),
-    "ALLOWED_ORIGINS": ("*", "a wildcard would let any site act"),
-    "BETTER_AUTH_SESSIONS": ("maybe", "BETTER_AUTH_SESSIONS"),
-    "GRPC_REFLECTION": ("perhaps", "GRPC_REFLECTION"),
-    "JWT_USER_CLAIM": ("", "JWT_USER_CLAIM"),
+    ("BETTER_AUTH_URL", "login.test"): "expected a URL",
+    ("BETTER_AUTH_URL", "https://[::1"): "expected a URL",
+    ("BETTER_AUTH_URL", "https://login.test:99999"): "expected a URL",
+    ("BETTER_AUTH_URL", "https://login.test/api/auth/"): "without /api/auth",
+    ("BETTER_AUTH_URL", "https://login.test/?x"): "expected where Better Auth is",
+    ("BETTER_AUTH_URL", "https://me:hunter2@login.test"): "without a user and password",
+    ("JWKS_URL", "file:///etc/passwd"): "expected a URL",
+    ("JWKS_URL", "https://me:hunter2@login.test/keys"): "without a user and password",
+    ("MODEL_BASE_URL", "https://[::1"): "expected a URL",
+    ("ALLOWED_ORIGINS", "*"): "a wildcard would let any site act",
+    ("BETTER_AUTH_SESSIONS", "maybe"): "BETTER_AUTH_SESSIONS",
+    ("GRPC_REFLECTION", "perhaps"): "GRPC_REFLECTION",
+    ("JWT_USER_CLAIM", ""): "JWT_USER_CLAIM",
 }
 
 
-@pytest.mark.parametrize("name", BAD_ENVIRONMENT)
-def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    value, said = BAD_ENVIRONMENT[name]
+@pytest.mark.parametrize(("name", "value"), BAD_ENVIRONMENT)
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    said = BAD_ENVIRONMENT[name, value]
     monkeypatch.setenv("ENVIRONMENT", "development")
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=name) as caught:
         Settings.from_env()
     assert said in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("origins", ["https://a.test/", "https://a.test/x", "a.test", "null", "ftp://a.test"])
+BAD_ORIGINS = [
+    *("https://a.test/", "https://a.test/x", "a.test", "null", "ftp://a.test", "https://A.test", "https://*.a.test"),
+    *("https://u@a.test", "https://a.test:x", "https://"),
+]
+
+
+@pytest.mark.parametrize("origins", BAD_ORIGINS)
 def test_an_origin_is_scheme_and_host(monkeypatch: pytest.MonkeyPatch, origins: str) -> None:
     monkeypatch.setenv("ALLOWED_ORIGINS", f"https://b.test,{origins}")
-    with pytest.raises(SettingsError, match="ALLOWED_ORIGINS: expected origins such as"):
+    with pytest.raises(SettingsError, match="ALLOWED_ORIGINS: expected origins as"):
         Settings.from_env()
 
 
 def test_a_url_with_a_slash_at_its_end_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BETTER_AUTH_URL", "https://login.test/")
-    monkeypatch.setenv("ALLOWED_ORIGINS", "https://a.test,http://b.test:3000")
+    monkeypatch.setenv("ALLOWED_ORIGINS", "https://a.test, http://b.test:3000")
     auth = Settings.from_env().auth
     assert (auth.key_set_url, auth.issuer) == ("https://login.test/api/auth/jwks", "https://login.test")
     assert auth.allowed_origins == ("https://a.test", "http://b.test:3000")

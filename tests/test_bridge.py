@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -254,6 +255,26 @@ async def test_outside_of_development_nobody_is_let_in(database_url: str) -> Non
                 response = await post(system, body, **headers)
                 assert (response.status_code, response.json()["error"]["code"]) == (401, "UNAUTHENTICATED")
         assert (await system.http.get("/api/chatkit/health")).status_code == 200
+
+
+async def test_a_large_request_is_parsed_for_no_stranger_and_beside_all_others(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bool] = []
+    parse = endpoint._parse
+
+    def noted(content_type: str, body: bytes) -> Any:
+        parsed.append(threading.current_thread() is threading.main_thread())
+        return parse(content_type, body)
+
+    monkeypatch.setattr(endpoint, "_parse", noted)
+    body = b'{"type": "threads.list", "params": {}, "x": [' + b"[]," * 100_000 + b"[]]}"
+    async with open_system(database_url, ScriptedServer, server=PRODUCTION) as system:
+        assert (await post(system, body)).status_code == 401
+        assert parsed == []
+        known = {"authorization": f"Bearer {hs256()}"}
+        assert (await post(system, body, **known)).status_code == 200
+        assert parsed == [False]
 
 
 @pytest.mark.parametrize("user", ["", "a b", "ü", "x" * 129, "a'; drop table"])

@@ -27,8 +27,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from server.auth.interceptor import AuthInterceptor
 from server.database import Database
+from server.runs.store import RunKey
 from tests.database import fresh_database
 from tests.issuer import hs256
+from tests.runs_fixtures import until
 from tests.scripted import ScriptedServer
 from tests.system import PRODUCTION, System, open_system
 
@@ -197,8 +199,15 @@ class Caller:
             failure = from_rpc_error(error)
             said = f"{error.code()} {error.details()} {failure.code} {failure.metadata} {failure.violations}"
         else:
+            await self._has_ended(responses[-1:])
             said = "\n".join(MessageToJson(part) for response in responses for part in parts_of(response))
         return Outcome(neutral(said, named), Counter(self._made))
+
+    async def _has_ended(self, responses: list[Any]) -> None:
+        """Wait for a run that was started beside: what it asks of the database counts too."""
+        for response in responses:
+            if run_id := getattr(response, "run_id", ""):
+                await until(lambda: self._system.server.runs.get(RunKey(self._user, run_id)) is None)
 
     async def post(self, request: Message, named: Named, *, accept: str) -> Outcome:
         """The same through the bridge, which is asked for a stream or not."""
@@ -349,7 +358,7 @@ NEEDS_MORE: dict[str, dict[str, Any]] = {
     "CreateThread": {"input.content.input_text.text": "tokens 2"},
     "AddUserMessage": {"input.content.input_text.text": "tokens 2"},
     "AddStructuredInput": {"input.status": item_pb2.STRUCTURED_INPUT_STATUS_SKIPPED},
-    "AppendItem": {"item.user_message.content.input_text.text": "tokens 2"},
+    "AppendItem": {"item.user_message.content.input_text.text": "tokens 2", "start_run": True},
 }
 ITEM_PATHS = {"item.id": "item.user_message.id", "item.attachments": "item.user_message.attachments.file.id"}
 

@@ -109,6 +109,25 @@ async def test_keys_are_kept_through_an_outage_of_a_day(
         assert issuer.fetches > 20
 
 
+@pytest.mark.parametrize("manner", ["error", "nonsense", "elsewhere"])
+async def test_a_key_that_could_not_be_asked_for_is_not_said_to_be_unknown(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, manner: str
+) -> None:
+    async with KeySet(issuer.url) as keys:
+        clock = Clock(monkeypatch, keys)
+        await keys.get("first")
+        issuer.keys.append(Key.make("ES256", "second"))
+        issuer.manner = manner  # type: ignore[assignment]  # one of them
+        for _ in range(3):
+            with pytest.raises(UnavailableError):
+                await keys.get("second")
+            assert await keys.get("first") is not None
+        issuer.manner = "well"
+        clock.advance(PAUSE_SECONDS + 1)
+        assert await keys.get("second") is not None
+        assert await keys.get("made up") is None
+
+
 async def test_an_issuer_that_starts_later_is_found(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     issuer.manner = "error"
     async with KeySet(issuer.url) as keys:
@@ -136,7 +155,8 @@ async def test_an_issuer_that_hangs_holds_up_those_who_need_it_and_no_longer_tha
         async with asyncio.timeout(0.1):
             assert await keys.get("first") is not None
         assert not unknown.done()
-        assert await unknown is None
+        with pytest.raises(UnavailableError):
+            await unknown
 
 
 async def test_whoever_gives_up_waiting_stops_nobody_elses_fetch(issuer: Issuer) -> None:

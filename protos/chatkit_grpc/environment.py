@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Self, cast
+from urllib.parse import urlsplit
 
 from environs import Env, EnvValidationError, ValidationError
 
@@ -38,6 +40,19 @@ BRIDGE_LISTEN = Address("127.0.0.1", 8000)
 """Where the halves listen unless they are told otherwise."""
 
 
+def check_http_url(url: str) -> None:
+    """Raise ValidationError unless it is the URL of something that is asked by HTTP, without a password in it."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1) > 0
+    except ValueError:
+        is_url = False
+    if url and (not is_url or url != url.strip()):
+        raise ValidationError("expected a URL such as https://host/v1/")
+    if "@" in url:
+        raise ValidationError("expected a URL without a user and password")
+
+
 class Environment(Env):
     """The process's environment. Read it all, then call `check`, which reports all that is wrong at once."""
 
@@ -49,6 +64,11 @@ class Environment(Env):
         """A host:port."""
         found: Address | None = self._address(name, str(default))
         return found or default
+
+    def words(self, name: str, validate: Callable[[list[str]], None]) -> tuple[str, ...]:
+        """Words with commas between them, and blanks if that reads better."""
+        found: list[str] | None = self.list(name, [], validate=lambda words: validate([word.strip() for word in words]))
+        return tuple(word.strip() for word in found or ())
 
     def text(self, name: str) -> str | None:
         """Any text. An empty one counts as none, since `docker run -e NAME=` makes such."""

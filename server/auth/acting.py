@@ -13,7 +13,8 @@ from chatkit_grpc.services import USER_HEADER, Metadata
 from server.auth.settings import AuthSettings
 from server.context import Auth
 
-USER_ID = re.compile(r"[A-Za-z0-9_.:@|-]{1,128}")
+_USER_ID = re.compile(r"[A-Za-z0-9_.:@|-]{1,128}")
+USER_ID_FORM = "1 to 128 letters, digits or _.:@|-"
 """What the id of a user may be: it stands in logs, and in the keys of the database."""
 
 log = logging.getLogger(__name__)
@@ -24,24 +25,36 @@ def named_user(metadata: Metadata) -> str | None:
     named = [value for key, value in metadata if key == USER_HEADER]
     if not named:
         return None
-    if len(named) > 1 or not isinstance(named[0], str) or not USER_ID.fullmatch(named[0]):
-        raise ValidationError.at(USER_HEADER, "expected one id of 1 to 128 letters, digits or _.:@|-")
-    return named[0]
+    if len(named) > 1 or not is_user_id(named[0]):
+        raise ValidationError.at(USER_HEADER, f"expected one id of {USER_ID_FORM}")
+    return str(named[0])
 
 
-def act_for(auth: Auth, user_id: str, *, is_service: bool) -> Auth:
+def is_user_id(value: object) -> bool:
+    """Whether a value can be a user's id."""
+    return isinstance(value, str) and _USER_ID.fullmatch(value) is not None
+
+
+def act_for(user_id: str, claims: Mapping[str, Any], settings: AuthSettings) -> Auth:
     """The user in whose name a service calls. Raises PermissionDeniedError for whoever isn't one."""
-    if not is_service:
+    service = claims.get("sub")
+    if not _is_service(claims, settings):
         raise PermissionDeniedError(f"{USER_HEADER}: only a service may act for a user; call without it.")
-    log.info("%s acts for %s", auth.user_id, user_id)
-    return Auth(user_id, "service", service=auth.user_id, claims=auth.claims)
+    log.info("%s acts for %s", service, user_id)
+    return Auth(user_id, "service", service=str(service), claims=claims)
 
 
-def is_service(claims: Mapping[str, Any], settings: AuthSettings) -> bool:
-    """Whether a token is a service's: by its audience, or by its scope, as the settings say."""
-    audience, scope = claims.get("aud"), claims.get("scope", claims.get("scp"))
-    return (settings.service_audience is not None and settings.service_audience in _words(audience)) or (
-        settings.service_scope is not None and settings.service_scope in _words(scope, separator=" ")
+def check_is_for_users(claims: Mapping[str, Any], settings: AuthSettings) -> None:
+    """Raise PermissionDeniedError where a token says nothing of a user: it is a service's, and names none."""
+    if settings.audience not in _words(claims.get("aud")):
+        raise PermissionDeniedError(f"A service acts for a user: name one in {USER_HEADER}.")
+
+
+def _is_service(claims: Mapping[str, Any], settings: AuthSettings) -> bool:
+    """By its audience, or by its scope, as the settings say."""
+    scopes = [scope for name in ("scope", "scp") for scope in _words(claims.get(name), separator=" ")]
+    return (settings.service_audience is not None and settings.service_audience in _words(claims.get("aud"))) or (
+        settings.service_scope is not None and settings.service_scope in scopes
     )
 
 

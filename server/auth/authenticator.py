@@ -11,20 +11,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
-from chatkit_grpc.errors import AuthenticationError
-from chatkit_grpc.services import Metadata
+from chatkit_grpc.errors import AuthenticationError, DatabaseError, PermissionDeniedError
+from chatkit_grpc.services import USER_HEADER, Metadata
 from chatkit_grpc.v1.access_pb2 import Access
 
-from server.auth.acting import USER_ID, act_for, is_service, named_user
+from server.auth.acting import USER_ID_FORM, act_for, check_is_for_users, is_user_id, named_user
 from server.auth.jwks import KeySet
 from server.auth.sessions import Sessions
 from server.auth.settings import DEVELOPMENT, AuthSettings
 from server.auth.tokens import IssuerKeys, Keys, SharedSecret, TokenVerifier, invalid
 from server.context import Auth
-from server.database import Database
+from server.database import Database, is_about_the_schema
 
 DEVELOPMENT_USER = "dev-user"
-_FIND_USERS_TABLE = "select to_regclass('\"user\"')::text"
 _FIRST_USER = """
 select id from "user" order by "createdAt", id limit 1
 """
@@ -59,18 +58,16 @@ class Authenticator:
         DatabaseError where it can't be said for now.
         """
         credentials = [value for key, value in metadata if key == "authorization"]
-        if credentials:
-            auth, is_a_service = await self._by_token(credentials)
-        elif self._sessions and (user_id := await self._sessions.user_of(metadata, access)) is not None:
-            auth, is_a_service = Auth(_user_id(user_id), "session"), False
-        elif self._development_user is not None:
-            return Auth(named_user(metadata) or self._development_user, "development")
-        else:
-            raise AuthenticationError("Log in first: no token came with the call.", metadata={"cause": "missing"})
         named = named_user(metadata)
-        return auth if named is None else act_for(auth, named, is_service=is_a_service)
+        if credentials:
+            return await self._by_token(credentials, named)
+        if self._sessions and (user_id := await self._sessions.user_of(metadata, access)) is not None:
+            return _by_session(user_id, named)
+        if self._development_user is not None:
+            return Auth(named or self._development_user, "development")
+        raise AuthenticationError("Log in first: no token came with the call.", metadata={"cause": "missing"})
 
-    async def _by_token(self, credentials: list[str | bytes]) -> tuple[Auth, bool]:
+    async def _by_token(self, credentials: list[str | bytes], named: str | None) -> Auth:
         if self._verifier is None:
             raise AuthenticationError(
                 "This server can't check tokens yet: set BETTER_AUTH_URL, or call without one.",
@@ -82,22 +79,30 @@ class Authenticator:
         if scheme.lower() != "bearer" or not token.strip():
             raise AuthenticationError("authorization: expected `Bearer TOKEN`.", metadata={"cause": "invalid"})
         claims = await self._verifier.verify(token.strip())
-        user_id = _user_id(claims.get(self._settings.jwt_user_claim), self._settings.jwt_user_claim)
-        return Auth(user_id, "token", claims=claims), is_service(claims, self._settings)
+        if named is not None:
+            return act_for(named, claims, self._settings)
+        check_is_for_users(claims, self._settings)
+        user_id = claims.get(self._settings.jwt_user_claim)
+        if not is_user_id(user_id):
+            raise invalid(f"`{self._settings.jwt_user_claim}` is no user's id: expected {USER_ID_FORM}")
+        return Auth(str(user_id), "token", claims=claims)
 
 
-def _user_id(value: object, claim: str = "id") -> str:
-    if not isinstance(value, str) or not USER_ID.fullmatch(value):
-        raise invalid(f"`{claim}` is no user's id: expected 1 to 128 letters, digits or _.:@|-")
-    return value
+def _by_session(user_id: str, named: str | None) -> Auth:
+    if named is not None:
+        raise PermissionDeniedError(f"{USER_HEADER}: only a service may act for a user; call without it.")
+    if not is_user_id(user_id):
+        raise AuthenticationError(
+            f"The session's user has an odd id: expected {USER_ID_FORM}.", metadata={"cause": "invalid"}
+        )
+    return Auth(user_id, "session")
 
 
 @asynccontextmanager
 async def open_authenticator(
     settings: AuthSettings, environment: str, database: Database
 ) -> AsyncIterator[Authenticator]:
-    """What recognises callers as the settings say. Raises SettingsError."""
-    settings.check(environment)
+    """What recognises callers as the settings say. Raises SettingsError where Better Auth's sessions aren't there."""
     async with AsyncExitStack() as stack:
         keys: Keys | None = None
         if settings.key_set_url:
@@ -132,7 +137,12 @@ async def _sessions(settings: AuthSettings, database: Database) -> Sessions | No
 
 async def _development_user(database: Database) -> str:
     """The first user of the database, where Better Auth keeps its users in it."""
-    found = await database.fetchval(_FIRST_USER) if await database.fetchval(_FIND_USERS_TABLE) else None
-    user = found if isinstance(found, str) and USER_ID.fullmatch(found) else DEVELOPMENT_USER
+    try:
+        found = await database.fetchval(_FIRST_USER)
+    except DatabaseError as error:
+        if not is_about_the_schema(error):
+            raise
+        found = None
+    user = str(found) if is_user_id(str(found)) and found is not None else DEVELOPMENT_USER
     log.warning("ENVIRONMENT=development: whoever calls without a token is %s", user)
     return user

@@ -13,7 +13,7 @@ import grpc
 from chatkit_grpc.errors import PermissionDeniedError
 from chatkit_grpc.v1 import access_pb2
 
-from server.auth.access import ALWAYS_OPEN, REFLECTION, access_of
+from server.auth.access import ALWAYS_OPEN, REFLECTION, RULES, access_of
 from server.auth.authenticator import Authenticator
 from server.context import Auth
 from server.failures import abort
@@ -67,8 +67,10 @@ def _for_caller(handler: Handler, auth: Auth) -> Handler:
 
 def _refusal(rpc: str, error: Exception) -> Handler:
     """Streaming both ways, so that it is called whatever the client sends, and before that has come."""
+    # What a stranger calls it stands in no log.
+    name = rpc if rpc in RULES else "an unknown RPC"
 
     async def refuse(_requests: object, call: Call) -> None:
-        await abort(rpc, call, error)
+        await abort(name, call, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -46,6 +46,7 @@ class KeySet:
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._loop = asyncio.get_running_loop()
         self._fetched_at = self._tried_at = self._searched_at = float("-inf")
+        self._has_failed = False
         self._fetching: asyncio.Task[None] | None = None
         self._http = httpx2.AsyncClient(timeout=_FETCH_SECONDS, follow_redirects=False)
 
@@ -63,17 +64,27 @@ class KeySet:
         await self._http.aclose()
 
     async def get(self, kid: str) -> jwt.PyJWK | None:
-        """The key of an id, None where the issuer has none. Raises UnavailableError while there are no keys at all."""
+        """The key of an id, None where the issuer has none.
+
+        Raises UnavailableError where that can't be said: there are no keys yet, or the issuer couldn't be asked for
+        this one.
+        """
         if self._age() > FRESH_SECONDS:
             self._renew()
-        elif kid not in self._keys and self._now() - self._searched_at >= PAUSE_SECONDS:
+        if kid not in self._keys or self._age() > STALE_SECONDS:
+            await self._fetched()
+        if kid not in self._keys and self._now() - self._searched_at >= PAUSE_SECONDS:
             self._searched_at = self._now()
             self._fetch()
-        if (kid not in self._keys or self._age() > STALE_SECONDS) and self._fetching is not None:
-            await asyncio.shield(self._fetching)
-        if self._age() > STALE_SECONDS:
+            await self._fetched()
+        if self._age() > STALE_SECONDS or (kid not in self._keys and self._has_failed):
             raise UnavailableError("Tokens can't be checked for now: their issuer can't be reached.", retry_after=2)
         return self._keys.get(kid)
+
+    async def _fetched(self) -> None:
+        """Wait for the keys that are being fetched, if any are."""
+        if self._fetching is not None:
+            await asyncio.shield(self._fetching)
 
     def _now(self) -> float:
         return self._loop.time()
@@ -101,8 +112,9 @@ class KeySet:
                 keys = usable_keys(json.loads(await self._read()))
         except Exception as error:  # noqa: BLE001 # whatever it is, the keys that we have go on counting
             log.warning("no keys from %s: %s", self._url, _why(error))
+            self._has_failed = True
             return
-        self._keys, self._fetched_at = keys, self._now()
+        self._keys, self._fetched_at, self._has_failed = keys, self._now(), False
 
     async def _read(self) -> bytes:
         body = bytearray()

@@ -10,18 +10,20 @@ import binascii
 import hmac
 from collections.abc import Sequence
 from hashlib import sha256
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from chatkit_grpc.environment import SettingsError
-from chatkit_grpc.errors import AuthenticationError, PermissionDeniedError
+from chatkit_grpc.errors import AuthenticationError, DatabaseError, PermissionDeniedError
 from chatkit_grpc.services import HOST_KEY, SESSION_COOKIE, Metadata
 from chatkit_grpc.v1 import access_pb2
 from chatkit_grpc.v1.access_pb2 import Access
 
-from server.database import Database
+from server.database import Database, is_about_the_schema
 
 _SECURE_PREFIX = "__Secure-"
-_FIND_TABLE = "select to_regclass('\"session\"')::text"
+_LOOK_AT_TABLE = """
+select token, "userId", "expiresAt" from "session" limit 0
+"""
 _FIND_USER = """
 select "userId" from "session" where token = $1 and "expiresAt" > now()
 """
@@ -39,13 +41,19 @@ class Sessions:
         self._secret = secret.encode()
         self._name = _SECURE_PREFIX + SESSION_COOKIE if is_secure else SESSION_COOKIE
         self._origins = frozenset(origins)
+        self._schemes = ("https",) if is_secure else ("http", "https")
 
     async def check_table(self) -> None:
-        """Raise SettingsError where Better Auth keeps its sessions elsewhere."""
-        if await self._database.fetchval(_FIND_TABLE) is None:
+        """Raise SettingsError where Better Auth keeps its sessions elsewhere, or otherwise."""
+        try:
+            await self._database.fetch(_LOOK_AT_TABLE)
+        except DatabaseError as error:
+            if not is_about_the_schema(error):
+                raise
             raise SettingsError(
-                'BETTER_AUTH_SESSIONS: there is no table "session" in this database; expected Better Auth\'s own'
-            )
+                'BETTER_AUTH_SESSIONS: expected Better Auth\'s table "session" in this database, with the columns '
+                'token, "userId" and "expiresAt"'
+            ) from None
 
     async def user_of(self, metadata: Metadata, access: Access.ValueType) -> str | None:
         """The user of a call's session, None where it has none.
@@ -69,7 +77,7 @@ class Sessions:
             value
             for key, header in metadata
             if key == "cookie" and isinstance(header, str)
-            for name, _, value in (part.strip().partition("=") for part in header.split(";"))
+            for name, _, value in (part.strip(" \t").partition("=") for part in header.split(";"))
             if name == self._name
         ]
         if len(found) > 1:
@@ -89,16 +97,9 @@ class Sessions:
         return token
 
     def _check_origin(self, metadata: Metadata) -> None:
-        sent = dict(metadata)
-        origin, host = sent.get("origin"), sent.get(HOST_KEY)
-        if not isinstance(origin, str) or not (origin in self._origins or _host_of(origin) == host):
+        origins, hosts = ([value for key, value in metadata if key == name] for name in ("origin", HOST_KEY))
+        own = {f"{scheme}://{host}" for scheme in self._schemes for host in hosts if isinstance(host, str) and host}
+        if len(origins) != 1 or len(hosts) > 1 or origins[0] not in self._origins | own:
             raise PermissionDeniedError(
                 "A session's cookie counts only for pages of the same site: name this one in ALLOWED_ORIGINS."
             )
-
-
-def _host_of(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc or None
-    except ValueError:
-        return None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-from chatkit_grpc.environment import Environment, SettingsError
+from chatkit_grpc.environment import Environment, SettingsError, check_http_url
 from environs import ValidationError
 from environs import validate as must_be
 
@@ -16,10 +15,11 @@ JWKS_PATH = "/api/auth/jwks"
 MIN_SECRET_BYTES = 32
 
 _EXAMPLES = re.compile(
-    r"change[-_ ]?me|example|your[-_ ]|better-auth-secret|secret[-_ ]?key|placeholder|^(.)\1*$", re.IGNORECASE
+    r"change[-_ ]?me|example|your[-_ ]|secret|password|placeholder|openssl|0123456789", re.IGNORECASE
 )
 """What secrets in documentation look like, Better Auth's own default among them."""
 _MIN_DIFFERENT_CHARACTERS = 8
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ class AuthSettings:
         """Read the environment; `env.check()` tells what is wrong with it."""
         default = cls()
         settings: dict[str, Any] = {
-            "better_auth_url": (env.str("BETTER_AUTH_URL", "", validate=_origin_or_url) or "").rstrip("/") or None,
+            "better_auth_url": (env.str("BETTER_AUTH_URL", "", validate=_base_url) or "").rstrip("/") or None,
             "better_auth_secret": env.text("BETTER_AUTH_SECRET"),
             "better_auth_sessions": env.bool("BETTER_AUTH_SESSIONS", default.better_auth_sessions),
-            "jwks_url": env.str("JWKS_URL", "", validate=_origin_or_url) or None,
+            "jwks_url": env.str("JWKS_URL", "", validate=check_http_url) or None,
             "jwt_issuer": env.text("JWT_ISSUER"),
             "jwt_audience": env.text("JWT_AUDIENCE"),
             "jwt_user_claim": env.str("JWT_USER_CLAIM", default.jwt_user_claim, validate=must_be.Length(1, 100)),
             "service_audience": env.text("SERVICE_AUDIENCE"),
             "service_scope": env.text("SERVICE_SCOPE"),
-            "allowed_origins": tuple(env.list("ALLOWED_ORIGINS", [], validate=_origins) or ()),
+            "allowed_origins": env.words("ALLOWED_ORIGINS", validate=_origins),
         }
         return cls(**settings)
 
@@ -96,6 +96,8 @@ class AuthSettings:
             problems.append(
                 "BETTER_AUTH_SECRET: BETTER_AUTH_SESSIONS needs the secret that the cookies are signed with"
             )
+        if self.better_auth_sessions and self.better_auth_url is None:
+            problems.append("BETTER_AUTH_URL: BETTER_AUTH_SESSIONS needs it: by https the cookie has another name")
         if self.service_audience is not None and self.service_audience == self.audience:
             problems.append("SERVICE_AUDIENCE: expected another one than users' tokens have")
         return problems
@@ -118,15 +120,15 @@ NO_AUTH = AuthSettings()
 _MAKE_ONE = "openssl rand -base64 32"
 
 
-def _origin_or_url(url: str) -> None:
-    if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
-        raise ValidationError("expected a URL such as https://login.example.com")
+def _base_url(url: str) -> None:
+    check_http_url(url)
+    if url.rstrip("/").endswith("/api/auth") or "?" in url or "#" in url:
+        raise ValidationError("expected where Better Auth is, without /api/auth, such as https://login.example.com")
 
 
 def _origins(origins: list[str]) -> None:
     for origin in origins:
-        parts = urlsplit(origin)
         if origin == "*":
             raise ValidationError("expected origins; a wildcard would let any site act with a user's cookie")
-        if parts.scheme not in {"http", "https"} or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
-            raise ValidationError(f"expected origins such as https://app.example.com, got {origin!r}")
+        if not _ORIGIN.fullmatch(origin) or origin.endswith((":80", ":443")):
+            raise ValidationError(f"expected origins as browsers write them, such as https://app.test, got {origin!r}")

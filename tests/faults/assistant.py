@@ -33,7 +33,9 @@ from chatkit.types import (
 
 from server.assistant import Assistant, create_assistant
 from server.context import RequestContext
+from server.runs.run import Run
 from server.store import PostgresStore
+from tests.faults.holders import holders_of
 
 
 class FaultAssistant(ChatKitServer[RequestContext]):
@@ -96,7 +98,9 @@ async def _census() -> AsyncIterator[ThreadStreamEvent]:
         for thing in gc.get_objects()
         if type(thing).__module__.startswith("server.")
     )
-    yield NoticeEvent(level="info", message=json.dumps({"tasks": tasks, "objects": objects}))
+    # Of a run whose lease is lost nothing is left after a moment; where something is, this says why.
+    held = list(holders_of([thing for thing in gc.get_objects() if isinstance(thing, Run) and thing.is_lost]))
+    yield NoticeEvent(level="info", message=json.dumps({"tasks": tasks, "objects": objects, "held": held}))
 
 
 def _name_of(task: asyncio.Task[Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -27,9 +27,13 @@ _OWN_TASKS = ("AioServer.", "_serve", "_schedule_rpc_coro", "_handle_exceptions"
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """What was counted, by what it is. Sample: {"server-a: task Run._make": 1}."""
+    """What was counted, by what it is. Sample: {"server-a: task Run._make": 1}.
+
+    held: who keeps the runs that should be gone.
+    """
 
     counts: Mapping[str, int]
+    held: Sequence[str] = ()
 
     def growth_since(self, before: Census) -> list[str]:
         """What there is more of than there was."""
@@ -43,11 +47,12 @@ class Census:
 async def take(rig: Rig) -> Census:
     """Count. Whatever runs is counted too: let there be nothing."""
     counts: dict[str, int] = {}
+    held: list[str] = []
     for server in rig.servers:
-        counts |= await _memory_of(rig, server)
+        counts |= await _memory_of(rig, server, held)
         counts |= _connections_of(rig, server)
     counts["bridge: connections of pages"] = _connections(rig.bridge.pid, rig.bridge.port)
-    return Census(counts)
+    return Census(counts, held)
 
 
 async def take_warm(rig: Rig) -> Census:
@@ -59,12 +64,12 @@ async def take_warm(rig: Rig) -> Census:
 async def settles(rig: Rig, before: Census) -> list[str]:
     """What there still is more of than before, after some time to settle."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    while (growth := (await take(rig)).growth_since(before)) and time.monotonic() < deadline:
+    while (growth := (now := await take(rig)).growth_since(before)) and time.monotonic() < deadline:
         await asyncio.sleep(0.5)
-    return growth + await _busy_backends(rig)
+    return growth + list(now.held if growth else ()) + await _busy_backends(rig)
 
 
-async def _memory_of(rig: Rig, server: Server) -> dict[str, int]:
+async def _memory_of(rig: Rig, server: Server, held: list[str]) -> dict[str, int]:
     name = server.program.name
     async with open_conversation(rig) as talk:
         call = talk.say_to(server, "census")
@@ -72,6 +77,7 @@ async def _memory_of(rig: Rig, server: Server) -> dict[str, int]:
     if not call.witness.notices:
         raise ViolationError(f"expected {name} to count: {call.witness}")
     counted = json.loads(call.witness.notices[0])
+    held += [f"{name}: {line}" for line in counted["held"]]
     ours = {task: count for task, count in counted["tasks"].items() if not task.startswith(_OWN_TASKS)}
     tasks = {f"{name}: task {task}": count for task, count in ours.items()}
     objects = {thing: count for thing, count in counted["objects"].items() if not thing.endswith("PooledConnection")}
