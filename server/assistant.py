@@ -105,7 +105,7 @@ class Assistant(ChatKitServer[RequestContext]):
         self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: RequestContext
     ) -> None:
         """Keep the feedback in the store."""
-        if not isinstance(self.store, KeepsFeedback):
+        if not isinstance(self.store, KeepsFeedback):  # the SDK's Store has no place for it; ours has
             raise NotImplementedError(f"{type(self.store).__name__} has no save_feedback()")
         await self.store.save_feedback(thread_id, item_ids, feedback, context)
 

@@ -26,6 +26,8 @@ def translate(error: Exception) -> ChatKitError:
     if isinstance(error, CustomStreamError):
         return AgentError(error.message)
     if isinstance(error, NotImplementedError):
+        # The SDK's word for what an assistant leaves out; a bug may say it too, so the log tells where it came from.
+        log.info("the assistant doesn't do that: %s", describe(error))
         return ValidationError("This assistant doesn't do that.", reason=reasons.ERROR_REASON_UNSUPPORTED)
     if sdk.is_refusal(error):
         return ValidationError(str(error), reason=reasons.ERROR_REASON_FAILED_PRECONDITION)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
-import asyncpg
 import grpc
 import pytest
 from chatkit_grpc.environment import SettingsError
@@ -216,6 +214,23 @@ async def test_whoever_is_no_service_is_refused_and_not_ignored(with_services: S
     assert (error.code, error.http_status) == ("PERMISSION_DENIED", 403)
 
 
+@pytest.mark.parametrize("sub", ["", "a b", "mailer\nINFO bob acts for alice"])
+async def test_a_service_without_a_name_for_the_log_is_refused(
+    with_services: System, sub: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "server.auth"):
+        error = await answer(with_services.channel, f"Bearer {hs256(sub=sub, scope='chat:act')}", x_user_id="alice")
+    assert error is not None
+    assert (error.code, "acts for" in caplog.text) == ("UNAUTHENTICATED", False)
+
+
+async def test_a_stranger_who_names_a_user_badly_is_a_stranger(production: System) -> None:
+    for authorization in ((), ("Bearer x",)):
+        error = await answer(production.channel, *authorization, x_user_id="a b")
+        assert error is not None
+        assert error.code == "UNAUTHENTICATED"
+
+
 @pytest.mark.parametrize("claims", [{"aud": [AUDIENCE, "null"]}, {"scope": "None"}, {"scope": ""}, {"scp": [None]}])
 async def test_without_the_settings_nobody_is_a_service(production: System, claims: dict[str, Any]) -> None:
     error = await answer(production.channel, f"Bearer {hs256(**claims)}", x_user_id="bob")
@@ -301,44 +316,28 @@ async def test_development_without_keys_refuses_tokens_with_a_reason(database_ur
         assert (error.code, "BETTER_AUTH_URL" in error.message) == ("UNAUTHENTICATED", True)
 
 
-@pytest.fixture
-def users(database_url: str) -> Any:
-    async def add(*rows: tuple[str, str]) -> None:
-        connection = await asyncpg.connect(database_url)
-        try:
-            await connection.execute('create table "user" (id text primary key, "createdAt" timestamptz not null)')
-            for user_id, created in rows:
-                await connection.execute('insert into "user" values ($1, $2)', user_id, datetime.fromisoformat(created))
-        finally:
-            await connection.close()
+USERS = 'create table "user" (id text primary key, "createdAt" timestamptz not null)'
+FIRST_USERS: dict[str, tuple[list[str], str]] = {
+    "two": ([USERS, "insert into \"user\" values ('second', '2026-02-01'), ('first', '2026-01-01')"], "first"),
+    "a number": (
+        ['create table "user" (id int, "createdAt" timestamptz)', 'insert into "user" values (7, now())'],
+        "7",
+    ),
+    "none": ([USERS], "dev-user"),
+    "one without an id of ours": ([USERS, "insert into \"user\" values ('not an id', now())"], "dev-user"),
+    "somebody else's table": (['create table "user" (id text)'], "dev-user"),
+    "no table": ([], "dev-user"),
+}
 
-    return add
 
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ('create table "user" (id text)', "dev-user"),  # somebody else's
-        ('create table "user" (id int, "createdAt" timestamptz); insert into "user" values (7, now())', "7"),
-        ([("second", "2026-02-01T00:00Z"), ("first", "2026-01-01T00:00Z")], "first"),
-        ([], "dev-user"),
-        ([("not an id", "2026-01-01T00:00Z")], "dev-user"),
-        (None, "dev-user"),
-    ],
-)
+@pytest.mark.parametrize("case", FIRST_USERS)
 async def test_development_without_a_token_is_the_first_user_of_the_database(
-    database_url: str,
-    users: Any,
-    rows: list[tuple[str, str]] | str | None,
-    expected: str,
-    caplog: pytest.LogCaptureFixture,
+    database_url: str, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if isinstance(rows, str):
-        await execute(database_url, rows)
-    elif rows is not None:
-        await users(*rows)
+    statements, expected = FIRST_USERS[case]
+    await execute(database_url, *statements)
     async with open_system(database_url, ScriptedServer):
-        assert f"ENVIRONMENT=development: whoever calls without a token is {expected}" in caplog.text
+        assert f"ENVIRONMENT=development: whoever calls without a token is {expected}\n" in caplog.text
 
 
 # Start-up

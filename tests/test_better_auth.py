@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import asyncpg
 import httpx
 import pytest
 
@@ -84,11 +83,7 @@ async def test_its_tokens_open_the_door(database_url: str, algorithm: str) -> No
                 error = await answer(system.channel, f"Bearer {cookie.value}")
                 assert error is not None
                 assert error.code == "UNAUTHENTICATED"
-        connection = await asyncpg.connect(database_url)
-        try:
-            assert await connection.fetchval("select user_id from chat_sessions") == user_id
-        finally:
-            await connection.close()
+            assert await system.server.database.fetchval("select user_id from chat_sessions") == user_id
 
 
 @pytest.fixture

@@ -7,11 +7,9 @@ import hashlib
 import hmac
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-import asyncpg
 import grpc
 import httpx
 import pytest
@@ -28,6 +26,8 @@ SESSION = "better-auth.session_token"
 TOKEN = "GRBaqzgjDtBo2GujDzBuxHub0EaJYJDe"  # noqa: S105 # of no session outside these tests
 LIST: dict[str, Any] = {"type": "threads.list", "params": {}}
 ENDED = "0vvJfUVhJrOXHMyIxKAbZ5cmbfrqGrIc"
+ROWS = [(TOKEN, "alice", 1), (ENDED, "alice", -1), ("odd", "not an id", 1)]
+"""The sessions that there are: token, user, and hours that it still holds."""
 APP = "https://app.test"
 SESSIONS = AuthSettings(
     better_auth_url="http://127.0.0.1:9",  # port 9 is "discard", where nobody listens
@@ -52,17 +52,12 @@ def cookie(token: str = TOKEN, secret: str = SECRET) -> str:
 @pytest.fixture
 async def with_table(database_url: str) -> str:
     """A database with Better Auth's table of sessions."""
-    connection = await asyncpg.connect(database_url)
-    try:
-        await connection.execute(
-            'create table "session" (id text primary key, token text not null unique, "userId" text not null,'
-            ' "expiresAt" timestamptz not null)'
-        )
-        for token, user_id, hours in ((TOKEN, "alice", 1), (ENDED, "alice", -1), ("odd", "not an id", 1)):
-            expires = datetime.now(UTC) + timedelta(hours=hours)
-            await connection.execute('insert into "session" values ($1, $1, $2, $3)', token, user_id, expires)
-    finally:
-        await connection.close()
+    rows = [f"('{token}', '{user}', now() + interval '{hours} hours')" for token, user, hours in ROWS]
+    await execute(
+        database_url,
+        'create table "session" (token text primary key, "userId" text not null, "expiresAt" timestamptz not null)',
+        f'insert into "session" values {", ".join(rows)}',  # noqa: S608 # of our own making
+    )
     return database_url
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from chatkit_grpc.errors import PermissionDeniedError, ValidationError
 from chatkit_grpc.services import USER_HEADER, Metadata
 
 from server.auth.settings import AuthSettings
+from server.auth.tokens import Claims, invalid
 from server.context import Auth
 
 _USER_ID = re.compile(r"[A-Za-z0-9_.:@|-]{1,128}")
@@ -35,22 +35,35 @@ def is_user_id(value: object) -> bool:
     return isinstance(value, str) and _USER_ID.fullmatch(value) is not None
 
 
-def act_for(user_id: str, claims: Mapping[str, Any], settings: AuthSettings) -> Auth:
+def user_in(claims: Claims, claim: str) -> str:
+    """The id that a token says in a claim. Raises AuthenticationError where that can be nobody's."""
+    user_id = claims.get(claim)
+    if not is_user_id(user_id):
+        raise invalid(f"`{claim}` is no user's id: expected {USER_ID_FORM}")
+    return str(user_id)
+
+
+def no_service() -> PermissionDeniedError:
+    """What whoever names a user gets who may act for none."""
+    return PermissionDeniedError(f"{USER_HEADER}: only a service may act for a user; call without it.")
+
+
+def act_for(user_id: str, claims: Claims, settings: AuthSettings) -> Auth:
     """The user in whose name a service calls. Raises PermissionDeniedError for whoever isn't one."""
-    service = claims.get("sub")
     if not _is_service(claims, settings):
-        raise PermissionDeniedError(f"{USER_HEADER}: only a service may act for a user; call without it.")
+        raise no_service()
+    service = user_in(claims, "sub")
     log.info("%s acts for %s", service, user_id)
-    return Auth(user_id, "service", service=str(service), claims=claims)
+    return Auth(user_id, "service", service=service, claims=claims)
 
 
-def check_is_for_users(claims: Mapping[str, Any], settings: AuthSettings) -> None:
+def check_is_for_users(claims: Claims, settings: AuthSettings) -> None:
     """Raise PermissionDeniedError where a token says nothing of a user: it is a service's, and names none."""
     if settings.audience not in _words(claims.get("aud")):
         raise PermissionDeniedError(f"A service acts for a user: name one in {USER_HEADER}.")
 
 
-def _is_service(claims: Mapping[str, Any], settings: AuthSettings) -> bool:
+def _is_service(claims: Claims, settings: AuthSettings) -> bool:
     """By its audience, or by its scope, as the settings say."""
     scopes = [scope for name in ("scope", "scp") for scope in _words(claims.get(name), separator=" ")]
     return (settings.service_audience is not None and settings.service_audience in _words(claims.get("aud"))) or (

@@ -11,15 +11,23 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
-from chatkit_grpc.errors import AuthenticationError, DatabaseError, PermissionDeniedError
-from chatkit_grpc.services import USER_HEADER, Metadata
+from chatkit_grpc.errors import AuthenticationError, DatabaseError
+from chatkit_grpc.services import Metadata
 from chatkit_grpc.v1.access_pb2 import Access
 
-from server.auth.acting import USER_ID_FORM, act_for, check_is_for_users, is_user_id, named_user
+from server.auth.acting import (
+    USER_ID_FORM,
+    act_for,
+    check_is_for_users,
+    is_user_id,
+    named_user,
+    no_service,
+    user_in,
+)
 from server.auth.jwks import KeySet
 from server.auth.sessions import Sessions
 from server.auth.settings import DEVELOPMENT, AuthSettings
-from server.auth.tokens import IssuerKeys, Keys, SharedSecret, TokenVerifier, invalid
+from server.auth.tokens import Claims, IssuerKeys, Keys, SharedSecret, TokenVerifier, invalid
 from server.context import Auth
 from server.database import Database, is_about_the_schema
 
@@ -58,16 +66,17 @@ class Authenticator:
         DatabaseError where it can't be said for now.
         """
         credentials = [value for key, value in metadata if key == "authorization"]
-        named = named_user(metadata)
+        # Whom a call names is looked at once it is clear who calls: a stranger is told that he is one, and no more.
         if credentials:
-            return await self._by_token(credentials, named)
+            claims = await self._claims_of(credentials)
+            return self._by_token(claims, named_user(metadata))
         if self._sessions and (user_id := await self._sessions.user_of(metadata, access)) is not None:
-            return _by_session(user_id, named)
+            return _by_session(user_id, named_user(metadata))
         if self._development_user is not None:
-            return Auth(named or self._development_user, "development")
+            return Auth(named_user(metadata) or self._development_user, "development")
         raise AuthenticationError("Log in first: no token came with the call.", metadata={"cause": "missing"})
 
-    async def _by_token(self, credentials: list[str | bytes], named: str | None) -> Auth:
+    async def _claims_of(self, credentials: list[str | bytes]) -> Claims:
         if self._verifier is None:
             raise AuthenticationError(
                 "This server can't check tokens yet: set BETTER_AUTH_URL, or call without one.",
@@ -78,19 +87,18 @@ class Authenticator:
         scheme, _, token = str(credentials[0]).partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise AuthenticationError("authorization: expected `Bearer TOKEN`.", metadata={"cause": "invalid"})
-        claims = await self._verifier.verify(token.strip())
+        return await self._verifier.verify(token.strip())
+
+    def _by_token(self, claims: Claims, named: str | None) -> Auth:
         if named is not None:
             return act_for(named, claims, self._settings)
         check_is_for_users(claims, self._settings)
-        user_id = claims.get(self._settings.jwt_user_claim)
-        if not is_user_id(user_id):
-            raise invalid(f"`{self._settings.jwt_user_claim}` is no user's id: expected {USER_ID_FORM}")
-        return Auth(str(user_id), "token", claims=claims)
+        return Auth(user_in(claims, self._settings.jwt_user_claim), "token", claims=claims)
 
 
 def _by_session(user_id: str, named: str | None) -> Auth:
     if named is not None:
-        raise PermissionDeniedError(f"{USER_HEADER}: only a service may act for a user; call without it.")
+        raise no_service()
     if not is_user_id(user_id):
         raise AuthenticationError(
             f"The session's user has an odd id: expected {USER_ID_FORM}.", metadata={"cause": "invalid"}
@@ -143,6 +151,6 @@ async def _development_user(database: Database) -> str:
         if not is_about_the_schema(error):
             raise
         found = None
-    user = str(found) if is_user_id(str(found)) and found is not None else DEVELOPMENT_USER
+    user = str(found) if found is not None and is_user_id(str(found)) else DEVELOPMENT_USER
     log.warning("ENVIRONMENT=development: whoever calls without a token is %s", user)
     return user

@@ -42,7 +42,8 @@ class ChatServiceStub:
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
     while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
@@ -112,7 +113,8 @@ class ChatServiceServicer:
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
     while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
@@ -246,7 +248,8 @@ class ChatService:
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
     while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """

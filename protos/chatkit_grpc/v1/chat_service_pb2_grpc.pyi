@@ -43,7 +43,8 @@ class ChatServiceStub:
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
     while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
@@ -97,7 +98,8 @@ class ChatServiceAsyncStub(ChatServiceStub):
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
     while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """
@@ -147,7 +149,8 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     fails with ABORTED (RUN_CONFLICT), as RUN_CONFLICT in the server's settings says. FAILED_PRECONDITION (THREAD_LOCKED,
     THREAD_CLOSED) where the thread takes no new input.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request,
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request,
     NOT_FOUND for a thread, item or attachment that isn't there or is someone else's, and UNAVAILABLE without a database,
     while the server goes down, and (RUN_INTERRUPTED) where it lost the run.
     """

@@ -29,8 +29,8 @@ class RunServiceStub:
     """A user's own runs. Any server answers for any run, whichever server makes its answer. Somebody else's run can't be told
     from one that isn't there: both are NOT_FOUND.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request, and
-    UNAVAILABLE without a database.
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     def __init__(self, channel):
@@ -60,8 +60,8 @@ class RunServiceServicer:
     """A user's own runs. Any server answers for any run, whichever server makes its answer. Somebody else's run can't be told
     from one that isn't there: both are NOT_FOUND.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request, and
-    UNAVAILABLE without a database.
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     def ResumeRun(self, request, context):
@@ -120,8 +120,8 @@ class RunService:
     """A user's own runs. Any server answers for any run, whichever server makes its answer. Somebody else's run can't be told
     from one that isn't there: both are NOT_FOUND.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request, and
-    UNAVAILABLE without a database.
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     @staticmethod

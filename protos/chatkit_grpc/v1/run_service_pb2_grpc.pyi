@@ -30,8 +30,8 @@ class RunServiceStub:
     """A user's own runs. Any server answers for any run, whichever server makes its answer. Somebody else's run can't be told
     from one that isn't there: both are NOT_FOUND.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request, and
-    UNAVAILABLE without a database.
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     @_typing.overload
@@ -58,8 +58,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """A user's own runs. Any server answers for any run, whichever server makes its answer. Somebody else's run can't be told
     from one that isn't there: both are NOT_FOUND.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request, and
-    UNAVAILABLE without a database.
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -82,8 +82,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     """A user's own runs. Any server answers for any run, whichever server makes its answer. Somebody else's run can't be told
     from one that isn't there: both are NOT_FOUND.
 
-    All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad request, and
-    UNAVAILABLE without a database.
+    All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no service,
+    INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     @_abc_1.abstractmethod

@@ -29,8 +29,8 @@ class ThreadServiceStub:
     """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
-    rename. All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad
-    request, and UNAVAILABLE without a database.
+    rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
+    service, INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     def __init__(self, channel):
@@ -85,8 +85,8 @@ class ThreadServiceServicer:
     """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
-    rename. All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad
-    request, and UNAVAILABLE without a database.
+    rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
+    service, INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     def GetThread(self, request, context):
@@ -209,8 +209,8 @@ class ThreadService:
     """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
-    rename. All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad
-    request, and UNAVAILABLE without a database.
+    rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
+    service, INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     @staticmethod

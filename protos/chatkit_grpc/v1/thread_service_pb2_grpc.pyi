@@ -30,8 +30,8 @@ class ThreadServiceStub:
     """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
-    rename. All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad
-    request, and UNAVAILABLE without a database.
+    rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
+    service, INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     @_typing.overload
@@ -73,8 +73,8 @@ class ThreadServiceAsyncStub(ThreadServiceStub):
     """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
-    rename. All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad
-    request, and UNAVAILABLE without a database.
+    rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
+    service, INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -112,8 +112,8 @@ class ThreadServiceServicer(metaclass=_abc_1.ABCMeta):
     """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
-    rename. All calls fail with UNAUTHENTICATED without a user, INVALID_ARGUMENT (with BadRequest details) for a bad
-    request, and UNAVAILABLE without a database.
+    rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
+    service, INVALID_ARGUMENT (with BadRequest details) for a bad request, and UNAVAILABLE without a database.
     """
 
     @_abc_1.abstractmethod
