@@ -16,6 +16,7 @@ from chatkit_grpc.environment import SettingsError
 from chatkit_grpc.process import bound_socket, refuse, settle, start_logging, stop_with_parent
 
 from bridge.app import create_app
+from bridge.http_protocol import limited_protocol
 from bridge.settings import Settings
 from bridge.streams import Streams
 
@@ -70,7 +71,7 @@ def main() -> int:
     stop_with_parent()
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=limited_protocol(settings),
         access_log=False,
         log_config=None,
         backlog=2048,

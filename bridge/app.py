@@ -18,7 +18,8 @@ from starlette.staticfiles import StaticFiles
 
 from bridge.acknowledgements import Acknowledgements
 from bridge.backend import Backend
-from bridge.endpoint import Endpoint, json_error
+from bridge.endpoint import Endpoint
+from bridge.refusals import json_error
 from bridge.settings import Settings
 from bridge.streams import Streams
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 import traceback
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.message import DecodeError, Message
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from bridge import request_ids, sse
 from bridge.acknowledgements import Acknowledgements
@@ -31,6 +30,7 @@ from bridge.cookies import session_cookies
 from bridge.event_stream import EventStream
 from bridge.last_event_id import LastEventId
 from bridge.lasting_call import LastingCall
+from bridge.refusals import error_response
 from bridge.settings import Settings
 from bridge.streams import Streams
 
@@ -40,8 +40,7 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 log = logging.getLogger(__name__)
 _METADATA_LIMIT = 8 * 1024
 _LARGE_BODY_BYTES = 64 * 1024
-_UNAUTHENTICATED = 401
-_STATUSES_A_PAGE_UNDERSTANDS = frozenset({_UNAUTHENTICATED, 429})
+_STATUSES_A_PAGE_UNDERSTANDS = frozenset({401, 429})
 
 
 class Endpoint:
@@ -106,7 +105,7 @@ class Endpoint:
 
     async def _read_body(self, request: Request) -> bytes:
         """Read no more than is allowed, and wait no longer. Raises ChatKitError and ClientDisconnect."""
-        seconds = self._settings.call_timeout_seconds
+        seconds = self._settings.request_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
                 return await _read_at_most(request, self._settings.max_request_bytes)
@@ -156,24 +155,6 @@ def _parse_protobuf(body: bytes) -> ChatKitRequest:
         raise ValidationError.at("$", f"expected a {ChatKitRequest.DESCRIPTOR.full_name}") from None
     codec.check(chatkit_request)
     return chatkit_request
-
-
-def error_response(error: ChatKitError) -> JSONResponse:
-    """A failure with its real status. Sample: {"error": {"code": "THREAD_NOT_FOUND", "message": …, "details": {…}}}."""
-    details: dict[str, object] = dict(error.metadata)
-    if error.violations:
-        details["violations"] = [{"path": v.path, "description": v.description} for v in error.violations]
-    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == _UNAUTHENTICATED else {}
-    headers |= {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    return json_error(error.code, error.message, details, error.http_status, headers)
-
-
-def json_error(
-    code: str, message: str, details: Mapping[str, object], status: int, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """The shape of all our errors."""
-    body = {"error": {"code": code, "message": message, "details": details}}
-    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _metadata_of(request: Request) -> list[tuple[str, str | bytes]]:

@@ -102,7 +102,7 @@ class LastingCall:
         if self._backoff is None:
             self._backoff = _Backoff(_START_SECONDS if self._last is None else self._resume_seconds)
             log.info("the server broke off: %s", failure.code)
-        delay = self._backoff.next()
+        delay = self._backoff.next(at_least=failure.retry_after or 0.0)
         if delay is None:
             raise await self._backend.explain(failure, self._metadata) from None
         with suppress(TimeoutError):
@@ -119,12 +119,15 @@ class _Backoff:
         self._until = asyncio.get_running_loop().time() + seconds
         self._delay = _FIRST_DELAY
 
-    def next(self) -> float | None:
-        """Seconds until the next attempt; None where there should be no other."""
+    def next(self, at_least: float) -> float | None:
+        """Seconds until the next attempt; None where there should be no other.
+
+        at_least: how long the server wants to be left alone.
+        """
         left = self._until - asyncio.get_running_loop().time()
-        if left <= 0:
+        if left <= at_least:
             return None
-        delay = min(self._delay, left)
+        delay = min(max(self._delay, at_least), left)
         self._delay = min(self._delay * 2, _LONGEST_DELAY)
         return delay
 

@@ -20,6 +20,9 @@ class Settings:
     bridge_listen: Address = BRIDGE_LISTEN
     grpc_target: str = str(GRPC_LISTEN)
     max_request_bytes: int = 4 * 1024 * 1024
+    max_header_bytes: int = 64 * 1024
+    max_connections: int = 10_000
+    request_timeout_seconds: float = 20.0
     heartbeat_seconds: float = 5.0
     call_timeout_seconds: float = 30.0
     stream_timeout_seconds: float = 3600.0
@@ -38,6 +41,15 @@ class Settings:
             "grpc_target": env.str("GRPC_TARGET", default.grpc_target, validate=_target),
             "max_request_bytes": env.int(
                 "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)
+            ),
+            "max_header_bytes": env.int(
+                "MAX_HEADER_BYTES", default.max_header_bytes, validate=must_be.Range(4096, 2**20)
+            ),
+            "max_connections": env.int(
+                "MAX_CONNECTIONS", default.max_connections, validate=must_be.Range(1, 1_000_000)
+            ),
+            "request_timeout_seconds": env.float(
+                "REQUEST_TIMEOUT_SECONDS", default.request_timeout_seconds, validate=must_be.Range(0.1, 3600)
             ),
             "heartbeat_seconds": env.float(
                 "HEARTBEAT_SECONDS", default.heartbeat_seconds, validate=must_be.Range(0.1, 60)

@@ -24,6 +24,8 @@ from chatkit.types import (
     ThreadStreamEvent,
 )
 
+from server.context import RequestContext
+
 logger = logging.getLogger(__name__)
 
 _PLACEHOLDERS = frozenset({FAKE_RESPONSES_ID, ""})
@@ -59,8 +61,16 @@ async def stream_answer(
                 yield repaired
         finished = True
     finally:
+        _count_tokens(result, agent_context)
         if not finished:
             await _abandon(run, sdk_events, agent_context)
+
+
+def _count_tokens(result: RunResultStreaming, agent_context: AgentContext[Any]) -> None:
+    """Of a model that was stopped in the middle nobody knows how many it took."""
+    request_context = agent_context.request_context
+    if isinstance(request_context, RequestContext):
+        request_context.tokens_used += result.context_wrapper.usage.total_tokens
 
 
 async def _abandon(

@@ -27,6 +27,9 @@ from server.context import RequestContext
 from server.database import Database, open_beside, open_database
 from server.failures import keep_words_out_of_the_log
 from server.health import HealthReporter
+from server.limits.allowance import RunAllowance
+from server.limits.calls import CallLimiter
+from server.limits.overload import Overload
 from server.retention import Retention
 from server.rpc import ServiceAdapter
 from server.run_service import RunService
@@ -91,15 +94,24 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         authenticator = await stack.enter_async_context(
             open_authenticator(settings.auth, settings.environment, database)
         )
-        guard = AuthInterceptor(authenticator, has_reflection=settings.has_reflection)
+        calls = CallLimiter(database, settings.limits)
+        stack.push_async_callback(calls.close)
+        overload = await stack.enter_async_context(Overload(settings.limits))
+        guard = AuthInterceptor(authenticator, calls, has_reflection=settings.has_reflection)
         server = _make_server(settings, guard)
         health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
         health.add_to(server, SERVICES)
-        starting = Starting(runs, settings.run_conflict)
+        starting = Starting(runs, settings.run_conflict, settings.limits, overload)
+        allowance = RunAllowance(database, settings.limits)
         implementations = {
-            "chatkit_grpc.v1.ChatService": ChatService(assistant, store, runs.run_store, starting, watching),
+            "chatkit_grpc.v1.ChatService": ChatService(assistant, store, runs.run_store, starting, watching, allowance),
             "chatkit_grpc.v1.ThreadService": ThreadService(
-                assistant, store, InProgress(runs), Appending(assistant, store, starting), thread_watch
+                assistant,
+                store,
+                InProgress(runs),
+                Appending(assistant, store, starting),
+                thread_watch,
+                settings.limits.max_page_size,
             ),
             "chatkit_grpc.v1.RunService": RunService(runs, watching),
             "chatkit_grpc.v1.AttachmentService": AttachmentService(assistant, store),
@@ -154,8 +166,12 @@ def _make_server(settings: Settings, guard: AuthInterceptor) -> grpc.aio.Server:
             ("grpc.max_receive_message_length", settings.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             # A token may be large, and gRPC's own limit of 8 KiB drops calls at random up to 16.
-            ("grpc.max_metadata_size", 64 * 1024),
-            ("grpc.absolute_max_metadata_size", 64 * 1024),
+            ("grpc.max_metadata_size", settings.limits.max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", settings.limits.max_metadata_bytes),
+            ("grpc.max_concurrent_streams", settings.limits.max_connection_streams),
+            ("grpc.max_allowed_incoming_connections", settings.limits.max_connections),
+            # Who connects has so long to say a first word; gRPC's own limit is two minutes.
+            ("grpc.server_handshake_timeout_ms", 10_000),
             # A peer that vanished or froze is noticed in about 13 s; a client may ping as often as every 5 s.
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 3_000),
@@ -167,7 +183,7 @@ def _make_server(settings: Settings, guard: AuthInterceptor) -> grpc.aio.Server:
 
 
 def _add_services(server: grpc.aio.Server, settings: Settings, implementations: Mapping[str, object]) -> None:
-    adapter = ServiceAdapter()
+    adapter = ServiceAdapter(settings.limits)
     server.add_generic_rpc_handlers(
         [adapter.handler(descriptor, implementations[name]) for name, descriptor in SERVICES.items()]
     )

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from zoneinfo import ZoneInfo
 
 import openai
-from agents import Agent, AgentsException, RunConfig, Runner, RunResultStreaming, function_tool
+from agents import Agent, AgentsException, ModelSettings, RunConfig, Runner, RunResultStreaming, function_tool
 from chatkit.agents import AgentContext
 from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer
@@ -46,16 +46,19 @@ class KeepsFeedback(Protocol):
 
 def create_assistant(store: Store[RequestContext], settings: Settings | None = None) -> Assistant:
     """The assistant, with the model that the settings choose; without settings, with those of the environment."""
-    return Assistant(store, open_model(choose_model(settings or Settings.from_env())))
+    settings = settings or Settings.from_env()
+    return Assistant(store, open_model(choose_model(settings)), asks_for_usage=settings.limits.tokens_per_day > 0)
 
 
 class Assistant(ChatKitServer[RequestContext]):
     """Answers with an agent of the Agents SDK, which is told what was said in the thread before.
 
     model: the model that answers. The assistant closes it.
+    asks_for_usage: whether the model's server is asked how many tokens it took where it doesn't say so by itself; not
+        every server understands that.
     """
 
-    def __init__(self, store: Store[RequestContext], model: OpenModel) -> None:
+    def __init__(self, store: Store[RequestContext], model: OpenModel, *, asks_for_usage: bool = False) -> None:
         super().__init__(store)
         self.model = model
         self._converter = HistoryConverter()
@@ -63,6 +66,7 @@ class Assistant(ChatKitServer[RequestContext]):
             name="Assistant",
             instructions=INSTRUCTIONS,
             model=model.model,
+            model_settings=ModelSettings(include_usage=True) if asks_for_usage else ModelSettings(),
             tools=[current_time, add_numbers],
         )
 

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from server import sdk
 from server.changes import change_of, removal_of
 from server.context import RequestContext
+from server.limits.allowance import RunAllowance
 from server.runs.batches import Said
 from server.runs.replay import replay_from_items
 from server.runs.run import Run
@@ -39,12 +40,14 @@ class ChatService:
         run_store: RunStore,
         starting: Starting,
         watching: Watching,
+        allowance: RunAllowance,
     ) -> None:
         self._server = server
         self._store = store
         self._run_store = run_store
         self._starting = starting
         self._watching = watching
+        self._allowance = allowance
 
     async def stream(self, request: Message, context: RequestContext) -> AsyncGenerator[bytes, None]:
         """Start a run for any streaming request, and send its batches until it ends."""
@@ -87,6 +90,7 @@ class ChatService:
         self, request: pb.RunSyncActionRequest, context: RequestContext
     ) -> pb.RunSyncActionResponse:
         """Run an action and answer with the item it changed."""
+        await self._allowance.take(context["user_id"])
         response = await sdk.run_sync_action(self._server, request, context)
         if response.HasField("updated_item"):
             event = ThreadStreamEvent(thread_item_replaced=ThreadItemReplacedEvent(item=response.updated_item))
@@ -95,6 +99,7 @@ class ChatService:
 
     async def transcribe(self, request: pb.TranscribeRequest, context: RequestContext) -> pb.TranscribeResponse:
         """Turn speech into text."""
+        await self._allowance.take(context["user_id"])
         audio = AudioInput(data=request.audio, mime_type=request.mime_type)
         return pb.TranscribeResponse(text=(await self._server.transcribe(audio, context)).text)
 

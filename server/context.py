@@ -41,14 +41,15 @@ class RequestInfo:
 class RequestContext(dict[str, Any]):
     """The context that every method of the SDK's ChatKitServer and Store gets.
 
-    Its members are `user_id` (str), `auth` (Auth) and `request` (RequestInfo); an assistant may add its own. They can
-    be read as items and as attributes, since the SDK's users write both: context["user_id"] and context.user_id.
+    Its members are `user_id` (str), `auth` (Auth), `request` (RequestInfo) and `tokens_used` (int); an assistant may
+    add its own. They can be read as items and as attributes, since the SDK's users write both: context["user_id"] and
+    context.user_id. What an assistant adds to `tokens_used` counts towards the user's TOKENS_PER_DAY.
     """
 
     @classmethod
     def of(cls, auth: Auth, request: RequestInfo | None = None) -> RequestContext:
         """The context of a request by a recognised user."""
-        return cls(user_id=auth.user_id, auth=auth, request=request or RequestInfo())
+        return cls(user_id=auth.user_id, auth=auth, request=request or RequestInfo(), tokens_used=0)
 
     def __getattr__(self, name: str) -> Any:
         try:

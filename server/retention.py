@@ -20,6 +20,8 @@ _BATCH = 2000
 _PAUSE_BETWEEN_BATCHES = 0.2
 _RUN_SECONDS = 24 * 3600.0
 """How long a run's row stays, for the sake of its request_id."""
+_USAGE_SECONDS = 35 * 24 * 3600.0
+"""How long a day's tokens stay: a month's bill can be made of them."""
 
 # The events of runs that ended long enough ago, the oldest of each first. Several servers take different runs.
 SWEEP_EVENTS = """
@@ -66,6 +68,30 @@ with swept as (
 select count(*) = $2 from swept
 """
 
+# An allowance that is full again is as good as none that was ever touched.
+SWEEP_RATE_LIMITS = """
+with swept as (
+    delete from rate_limits where ctid = any (array(
+        select ctid from rate_limits where full_at < now() - make_interval(secs => $1)
+        limit $2
+        for update skip locked
+    ))
+    returning 1
+)
+select count(*) = $2 from swept
+"""
+
+SWEEP_USAGE = """
+with swept as (
+    delete from token_usage where ctid = any (array(
+        select ctid from token_usage where day < (now() - make_interval(secs => $1))::date
+        limit $2
+    ))
+    returning 1
+)
+select count(*) = $2 from swept
+"""
+
 # Threads that nothing was written to for long.
 OLD_THREADS = """
 select user_id, session_id from chat_sessions
@@ -93,6 +119,8 @@ class Retention(Worker):
     async def sweep_whole_tables(self) -> None:
         """Forget what can't be found by an index. Raises DatabaseError."""
         await self._sweep_batches(SWEEP_RUNS, _RUN_SECONDS)
+        await self._sweep_batches(SWEEP_RATE_LIMITS, 0.0)
+        await self._sweep_batches(SWEEP_USAGE, _USAGE_SECONDS)
         if self._thread_seconds is not None:
             await self._sweep_threads(self._thread_seconds)
 

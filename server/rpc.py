@@ -18,6 +18,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from server.context import Auth, RequestContext, RequestInfo
 from server.failures import abort
+from server.limits.deadline import Deadline
+from server.limits.settings import LimitSettings
+from server.limits.sizes import check_sizes
 
 _CREDENTIALS = frozenset({"authorization", "cookie"})
 
@@ -32,6 +35,9 @@ class ServiceAdapter:
     Its handlers take who calls as `auth`, from the interceptor (server/auth/interceptor.py) and nobody else.
     A streaming method yields serialised responses, so that one that many watch is serialised once.
     """
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._limits = limits
 
     def handler(self, descriptor: ServiceDescriptor, service: object) -> grpc.GenericRpcHandler:
         """The handler of a service. Raises AttributeError where the class lacks the method of an RPC."""
@@ -48,11 +54,14 @@ class ServiceAdapter:
 
     def _unary(self, rpc: str, request_type: type[Message], behaviour: UnaryMethod) -> Callable[..., Awaitable[bytes]]:
         async def serve(body: bytes, call: Call, *, auth: Auth) -> bytes:
+            deadline = Deadline(call, self._limits.call_deadline_seconds)
             try:
                 request, context = self._accept(rpc, request_type, body, call, auth)
-                return (await behaviour(request, context)).SerializeToString()
+                async with deadline:
+                    response = await behaviour(request, context)
+                return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
-                await abort(rpc, call, error)
+                await abort(rpc, call, deadline.meant(error))
 
         return serve
 
@@ -60,14 +69,15 @@ class ServiceAdapter:
         self, rpc: str, request_type: type[Message], behaviour: StreamMethod
     ) -> Callable[..., AsyncGenerator[bytes, None]]:
         async def serve(body: bytes, call: Call, *, auth: Auth) -> AsyncGenerator[bytes, None]:
+            deadline = Deadline(call, self._limits.stream_deadline_seconds)
             try:
                 request, context = self._accept(rpc, request_type, body, call, auth)
                 # A generator that is merely dropped is closed some time later, and its run would go on until then.
-                async with aclosing(behaviour(request, context)) as responses:
+                async with deadline, aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
                         yield response
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
-                await abort(rpc, call, error)
+                await abort(rpc, call, deadline.meant(error))
 
         return serve
 
@@ -81,6 +91,7 @@ class ServiceAdapter:
         except DecodeError:
             raise ValidationError.at("$", f"expected a {request_type.DESCRIPTOR.full_name}") from None
         codec.check(request)
+        check_sizes(request, self._limits)
         return request, RequestContext.of(auth, _request_info(rpc, metadata))
 
 

@@ -13,6 +13,7 @@ from environs import ValidationError
 from environs import validate as must_be
 
 from server.auth.settings import DEVELOPMENT, NO_AUTH, AuthSettings
+from server.limits.settings import DEFAULT_LIMITS, LimitSettings
 
 DEFAULT_LISTEN = Address("127.0.0.1", 50051)
 ConflictPolicy = Literal["interrupt", "enqueue", "reject"]
@@ -35,6 +36,7 @@ class Settings:
     environment: str = "production"
     grpc_reflection: bool | None = None
     auth: AuthSettings = NO_AUTH
+    limits: LimitSettings = DEFAULT_LIMITS
     chatkit_server: str = "server.assistant:create_assistant"
     max_request_bytes: int = 4 * 1024 * 1024
     shutdown_grace_seconds: float = 5.0
@@ -71,6 +73,7 @@ class Settings:
             "environment": env.str("ENVIRONMENT", default.environment, validate=_environment),
             "grpc_reflection": env.bool("GRPC_REFLECTION", default.grpc_reflection),
             "auth": AuthSettings.read(env),
+            "limits": LimitSettings.read(env),
             "chatkit_server": env.str("CHATKIT_SERVER", default.chatkit_server, validate=_factory),
             "max_request_bytes": env.int(
                 "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)

@@ -18,6 +18,7 @@ from server import sdk
 from server.appending import Appending
 from server.changes import change_of
 from server.context import RequestContext
+from server.limits.deadline import token_holds
 from server.runs.in_progress import InProgress
 from server.runs.pending_items import item_id
 from server.runs.store import ThreadKey
@@ -35,12 +36,14 @@ class ThreadService:
         in_progress: InProgress,
         appending: Appending,
         thread_watch: ThreadWatch,
+        max_page_size: int,
     ) -> None:
         self._server = server
         self._store = store
         self._in_progress = in_progress
         self._appending = appending
         self._thread_watch = thread_watch
+        self._max_page_size = max_page_size
 
     async def get_thread(self, request: pb.GetThreadRequest, context: RequestContext) -> pb.GetThreadResponse:
         """A thread with the first page of its items."""
@@ -56,8 +59,9 @@ class ThreadService:
 
     async def list_threads(self, request: pb.ListThreadsRequest, context: RequestContext) -> pb.ListThreadsResponse:
         """A page of the user's threads."""
+        request.limit = self._page_size(request.limit)
         page = await self._store.load_threads(
-            limit=request.limit or DEFAULT_PAGE_SIZE,
+            limit=request.limit,
             after=request.after or None,
             order=_order(request.order),
             context=context,
@@ -84,6 +88,7 @@ class ThreadService:
 
     async def list_items(self, request: pb.ListItemsRequest, context: RequestContext) -> pb.ListItemsResponse:
         """A page of a thread's items, hidden ones left out, and an answer in progress at the thread's end."""
+        request.limit = self._page_size(request.limit)
         # In this order: what is done meanwhile is there twice, and not missing.
         pending = await self._in_progress.items(ThreadKey(context["user_id"], request.thread_id))
         if pending:
@@ -131,10 +136,14 @@ class ThreadService:
         return await self._store.load_visible_items(
             request.thread_id,
             after=request.after or None,
-            limit=request.limit or DEFAULT_PAGE_SIZE,
+            limit=request.limit,
             order=_order(request.order),
             context=context,
         )
+
+    def _page_size(self, wanted: int) -> int:
+        """What is asked for, or as much as there may be: ChatKit's page asks for 9999, whatever a server allows."""
+        return min(wanted or DEFAULT_PAGE_SIZE, self._max_page_size)
 
     async def add_feedback(self, request: pb.AddFeedbackRequest, context: RequestContext) -> pb.AddFeedbackResponse:
         """Tell the assistant what the user thinks of items, once it is sure that they are the user's."""
@@ -153,15 +162,15 @@ class ThreadService:
     ) -> AsyncGenerator[bytes, None]:
         """Everything that happens on a thread."""
         thread = ThreadKey(context["user_id"], request.thread_id)
-        async with aclosing(self._thread_watch.watch(thread, request.after or None)) as responses:
-            async for response in responses:
+        async with token_holds(context.auth), aclosing(self._thread_watch.watch(thread, request.after or None)) as all_:
+            async for response in all_:
                 yield response
 
 
 def _add_pending(
     response: pb.ListItemsResponse, pending: list[ThreadItem], request: pb.ListItemsRequest, *, is_ascending: bool
 ) -> None:
-    limit = request.limit or DEFAULT_PAGE_SIZE
+    limit = request.limit
     stored = {item_id(item) for item in response.data}
     fresh = [item for item in pending if item_id(item) not in stored]
     items = [*response.data, *fresh] if is_ascending else [*reversed(fresh), *response.data]

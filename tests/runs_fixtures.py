@@ -28,12 +28,15 @@ from chatkit_grpc.v1.run_pb2 import EventBatch, RunState
 
 from server.app import RunningServer, open_server
 from server.database import Database
+from server.limits.settings import NO_LIMITS
 from server.runs.store import RunStore
 from server.settings import Settings as ServerSettings
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT
 
-PATIENT = ServerSettings(environment="development", run_grace_seconds=60, lease_seconds=2, shutdown_grace_seconds=0)
+PATIENT = ServerSettings(
+    environment="development", limits=NO_LIMITS, run_grace_seconds=60, lease_seconds=2, shutdown_grace_seconds=0
+)
 """Lets runs go on that nobody watches, where a test isn't about how they stop."""
 
 everywhere = pytest.mark.parametrize("where", ["here", "elsewhere"])

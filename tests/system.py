@@ -15,18 +15,20 @@ from chatkit_grpc.process import bound_socket
 from starlette.applications import Starlette
 
 from bridge.app import create_app
+from bridge.http_protocol import limited_protocol
 from bridge.settings import Settings as BridgeSettings
 from server.app import Factory, RunningServer, open_server
 from server.auth.settings import AuthSettings
+from server.limits.settings import NO_LIMITS
 from server.settings import Settings as ServerSettings
 from tests.issuer import AUDIENCE, SECRET
 
 ANY_PORT = Address("127.0.0.1", 0)
-IMPATIENT = ServerSettings(environment="development", run_grace_seconds=0)
+IMPATIENT = ServerSettings(environment="development", limits=NO_LIMITS, run_grace_seconds=0)
 """Stops a run at once that nobody watches, where a test isn't about how long it goes on."""
 
 BY_SECRET = AuthSettings(better_auth_secret=SECRET, jwt_issuer=AUDIENCE, jwt_audience=AUDIENCE)
-PRODUCTION = ServerSettings(environment="production", auth=BY_SECRET, run_grace_seconds=0)
+PRODUCTION = ServerSettings(environment="production", auth=BY_SECRET, limits=NO_LIMITS, run_grace_seconds=0)
 """Knows users by their tokens only."""
 
 
@@ -71,7 +73,10 @@ async def open_bridge(target: str, settings: BridgeSettings | None = None) -> As
     settings = replace(settings or BridgeSettings(shutdown_grace_seconds=0), grpc_target=target)
     app = create_app(settings)
     listener = bound_socket("BRIDGE_LISTEN", ANY_PORT)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
+    config = uvicorn.Config(
+        app, http=limited_protocol(settings), log_config=None, access_log=False, timeout_graceful_shutdown=3
+    )
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.01)

@@ -19,13 +19,14 @@ from chatkit_grpc.v1.thread_service_pb2 import ListItemsRequest
 
 from bridge import endpoint
 from bridge.settings import Settings as BridgeSettings
+from server.limits.settings import NO_LIMITS
 from server.settings import Settings as ServerSettings
 from tests.issuer import hs256
 from tests.scripted import WHAT_WAS_SAID, ScriptedServer
 from tests.system import PRODUCTION, System, open_bridge, open_system
 
 SSE = {"accept": "text/event-stream"}
-DEVELOPMENT = ServerSettings(environment="development", run_grace_seconds=0)
+DEVELOPMENT = ServerSettings(environment="development", limits=NO_LIMITS, run_grace_seconds=0)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from bridge import lasting_call
 from bridge.__main__ import notice_who_vanishes
 from bridge.request_ids import identify
 from bridge.settings import Settings
+from server.limits.settings import NO_LIMITS
 from server.settings import Settings as ServerSettings
 from tests.fake_grpc_server import RUN, FakeServer, batch
 from tests.scripted import ScriptedServer
@@ -655,7 +656,7 @@ def test_a_time_to_resume_that_is_none_is_refused(text: str, monkeypatch: pytest
 # With the real server
 
 
-PATIENT = ServerSettings(environment="development")
+PATIENT = ServerSettings(environment="development", limits=NO_LIMITS)
 
 
 def say(text: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import chatkit_grpc
 import grpc
 import pytest
 from chatkit_grpc import errors
-from chatkit_grpc.errors import TABLE, ChatKitError, FieldViolation, from_rpc_error, from_status
+from chatkit_grpc.errors import TABLE, ChatKitError, FieldViolation, Quota, from_rpc_error, from_status
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.error_reason_pb2 import ErrorReason
 from google.rpc import error_details_pb2, status_pb2
@@ -43,6 +43,15 @@ def documented() -> dict[str, tuple[str, str]]:
         name: (comment.partition("Sample: ")[0], comment.partition("Sample: ")[2])
         for name, comment in commented.items()
     }
+
+
+def test_a_quota_comes_back_from_a_status_as_it_was() -> None:
+    for quota in (Quota("runs", 10, 60), Quota("active_runs", 5), None):
+        assert from_status(errors.LimitError("m", quota=quota).to_status()).quota == quota
+    assert [str(quota) for quota in (Quota("runs", 1000, 60), Quota("active_runs", 5))] == [
+        "1,000 runs in 60 s",
+        "5 active runs",
+    ]
 
 
 def test_every_reason_but_unspecified_has_a_row() -> None:

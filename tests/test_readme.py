@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bridge.settings import Settings as BridgeSettings
 from server.auth.settings import AuthSettings
+from server.limits.settings import LimitSettings
 from server.settings import Settings as ServerSettings
 from tests.database import temporary_folder
 from tests.test_local import addresses, program
@@ -29,7 +30,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", README, re.MULTILINE))
     defaults = {
         field.name.upper(): getattr(settings, field.name)
-        for settings in (ServerSettings(), AuthSettings(), BridgeSettings())
+        for settings in (ServerSettings(), AuthSettings(), LimitSettings(), BridgeSettings())
         for field in fields(settings)
         if not is_dataclass(getattr(settings, field.name))
     }

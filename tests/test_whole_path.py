@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from server.assistant import Assistant, create_assistant
+from server.limits.settings import NO_LIMITS
 from server.settings import Settings
 from server.store import PostgresStore
 from tests.fake_openai import Call, Fail, FakeOpenAI, Say, Step
@@ -26,7 +27,7 @@ async def system_with(
     monkeypatch: pytest.MonkeyPatch, database_url: str, kind: str, *script: Step
 ) -> AsyncIterator[tuple[System, FakeOpenAI]]:
     async with FakeOpenAI(script) as fake:
-        settings = Settings(environment="development", run_grace_seconds=0)
+        settings = Settings(environment="development", limits=NO_LIMITS, run_grace_seconds=0)
         if kind == "responses":
             monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)  # read by OpenAI's own client
             settings = replace(settings, openai_api_key="sk-test")

@@ -22,6 +22,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 _REASON_PREFIX = "ERROR_REASON_"
 _MAX_VIOLATIONS = 5
+_WINDOW = "window_seconds"
 
 
 _REASON_OF_BARE_STATUS: Mapping[grpc.StatusCode, ErrorReason.ValueType] = {
@@ -55,6 +56,25 @@ class FieldViolation:
         return f"{self.path}: {self.description}"
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a caller has used up, or has too much of at once.
+
+    name: what is counted. Sample: "runs".
+    limit: how many he may have.
+    window_seconds: in how many seconds; None where it is at once.
+    """
+
+    name: str
+    limit: int
+    window_seconds: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.limit:,} {self.name.replace('_', ' ')}" + (
+            "" if self.window_seconds is None else f" in {self.window_seconds:,} s"
+        )
+
+
 class ChatKitError(Exception):
     """What a call fails with.
 
@@ -62,6 +82,7 @@ class ChatKitError(Exception):
     metadata: what a machine may want to know, as in google.rpc.ErrorInfo.
     violations: what is wrong with the request, where it is the request that is wrong.
     retry_after: seconds after which the same call may succeed, where that is known.
+    quota: what the caller has used up, where it is that.
     """
 
     default_reason: ClassVar[ErrorReason.ValueType] = reasons.ERROR_REASON_INTERNAL
@@ -74,6 +95,7 @@ class ChatKitError(Exception):
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[FieldViolation] = (),
         retry_after: float | None = None,
+        quota: Quota | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -81,6 +103,7 @@ class ChatKitError(Exception):
         self.metadata = dict(metadata or {})
         self.violations = tuple(violations)
         self.retry_after = retry_after
+        self.quota = quota
 
     @property
     def code(self) -> str:
@@ -98,7 +121,7 @@ class ChatKitError(Exception):
         return TABLE[self.reason].http_status
 
     def to_status(self) -> status_pb2.Status:
-        """The error as a google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where there is something.
+        """The error as a google.rpc.Status: ErrorInfo always, the other details where there is something.
 
         Long texts are cut, so that it fits into trailing metadata.
         """
@@ -112,11 +135,34 @@ class ChatKitError(Exception):
                 path, description = _cut(violation.path, 300), _cut(violation.description, 300)
                 bad_request.field_violations.add(field=path, description=description)
             status.details.add().Pack(bad_request)
+        if self.quota is not None:
+            status.details.add().Pack(_quota_failure(self.quota))
         if self.retry_after is not None:
             delay = Duration()
             delay.FromMilliseconds(math.ceil(self.retry_after * 1000))
             status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         return status
+
+
+def _quota_failure(quota: Quota) -> error_details_pb2.QuotaFailure:
+    failure = error_details_pb2.QuotaFailure()
+    window = {} if quota.window_seconds is None else {_WINDOW: str(quota.window_seconds)}
+    failure.violations.add(
+        subject="user",
+        description=str(quota),
+        api_service=DOMAIN,
+        quota_id=quota.name,
+        quota_value=quota.limit,
+        quota_dimensions=window,
+    )
+    return failure
+
+
+def _quota_of(failure: error_details_pb2.QuotaFailure) -> Quota | None:
+    for violation in failure.violations:
+        window = violation.quota_dimensions.get(_WINDOW, "")
+        return Quota(violation.quota_id, violation.quota_value, int(window) if window.isdecimal() else None)
+    return None
 
 
 def _cut(text: str, limit: int) -> str:
@@ -220,6 +266,7 @@ TABLE: Mapping[ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_REQUEST_ID_REUSED: Row(grpc.StatusCode.INVALID_ARGUMENT, 422, ValidationError),
     reasons.ERROR_REASON_EVENTS_EXPIRED: Row(grpc.StatusCode.OUT_OF_RANGE, 410, NotFoundError),
     reasons.ERROR_REASON_PERMISSION_DENIED: Row(grpc.StatusCode.PERMISSION_DENIED, 403, PermissionDeniedError),
+    reasons.ERROR_REASON_OVERLOADED: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
     reasons.ERROR_REASON_ITEM_EXISTS: Row(grpc.StatusCode.ALREADY_EXISTS, 409, ConflictError),
 }
 
@@ -231,10 +278,12 @@ def from_status(status: status_pb2.Status) -> ChatKitError:
     metadata: dict[str, str] = {}
     violations: list[FieldViolation] = []
     retry_after: float | None = None
-    info, bad_request, retry = (
+    quota: Quota | None = None
+    info, bad_request, retry, failure = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),
         error_details_pb2.RetryInfo(),
+        error_details_pb2.QuotaFailure(),
     )
     for detail in status.details:
         if detail.Unpack(info) and info.domain == DOMAIN:
@@ -247,8 +296,10 @@ def from_status(status: status_pb2.Status) -> ChatKitError:
             violations = [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
         elif detail.Unpack(retry):
             retry_after = retry.retry_delay.ToMilliseconds() / 1000
+        elif detail.Unpack(failure):
+            quota = _quota_of(failure)
     return TABLE[reason].error_class(
-        status.message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after
+        status.message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after, quota=quota
     )
 
 

@@ -13,7 +13,21 @@ MAX_DEPTH = 100
 """How deep JSON may be nested; the SDK's own parser gives up at about twice that."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
 _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+def is_deeper(text: str, levels: int) -> bool:
+    """Whether valid JSON is nested more deeply than so many levels, found out without parsing it."""
+    if text.count("[") + text.count("{") <= levels:
+        return False
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > levels:
+            return True
+    return False
 
 
 class Invalid(Exception):  # noqa: N818 # control flow inside the codec, which turns it into a ValidationError

@@ -17,6 +17,7 @@ from server.auth.access import ALWAYS_OPEN, REFLECTION, RULES, access_of
 from server.auth.authenticator import Authenticator
 from server.context import Auth
 from server.failures import abort
+from server.limits.calls import CallLimiter
 
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
@@ -26,13 +27,14 @@ Call = grpc.aio.ServicerContext[Any, Any]
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a call through once its caller is known, and sends it away before its request is read otherwise.
+    """Lets a call through once its caller is known and hasn't called too often; otherwise its request isn't even read.
 
     has_reflection: whether anybody may ask which services there are.
     """
 
-    def __init__(self, authenticate: Authenticator, *, has_reflection: bool) -> None:
+    def __init__(self, authenticate: Authenticator, calls: CallLimiter, *, has_reflection: bool) -> None:
         self._authenticate = authenticate
+        self._calls = calls
         self._open = (ALWAYS_OPEN, *REFLECTION) if has_reflection else (ALWAYS_OPEN,)
 
     async def intercept_service(
@@ -47,6 +49,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         access = access_of(rpc)
         try:
             auth = await self._authenticate(tuple(handler_call_details.invocation_metadata or ()), access)
+            await self._calls.admit(auth.user_id)
         except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
             return _refusal(rpc, error)
         handler = await continuation(handler_call_details)

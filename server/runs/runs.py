@@ -55,7 +55,7 @@ class Runs:
     """
 
     def __init__(self, database: Database, reserved: Database, store: PostgresStore, settings: Settings) -> None:
-        self.run_store = RunStore(database)
+        self.run_store = RunStore(database, settings.limits)
         self.recovery = Recovery(database)
         self.wakeups = Wakeups(database, self._look_for_cancels)
         self.membership = Membership(
@@ -273,7 +273,8 @@ class Runs:
 
     async def _end(self, run: Run) -> None:
         tail = run.unlogged_tail()
-        has_ended = await self.run_store.end(run.lease, run.outcome, run.sequence, run.error, tail)
+        tokens = run.context.tokens_used
+        has_ended = await self.run_store.end(run.lease, run.outcome, run.sequence, run.error, tail, tokens)
         # Either it had been done already and only the answer got lost, or the lease is lost.
         if not has_ended and await self._state_of(run.key) != run.outcome:
             raise LeaseLostError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,9 +20,12 @@ from server import sdk
 from server.context import RequestContext
 from server.ids import new_id
 from server.lease import Lease
+from server.limits.overload import Overload
+from server.limits.refusals import out_of_tokens, overloaded, too_many_runs_at_once, too_many_runs_started
+from server.limits.settings import LimitSettings
 from server.runs.run import Run
 from server.runs.runs import Runs, going_down
-from server.runs.store import NewRun, Obstacle, RunKey, ThreadKey
+from server.runs.store import Attempt, NewRun, Obstacle, RunKey, ThreadKey
 from server.settings import ConflictPolicy
 from server.store import RecordNotFoundError
 
@@ -51,8 +55,10 @@ class Start:
 class Starting:
     """Takes leases of threads for runs."""
 
-    def __init__(self, runs: Runs, policy: ConflictPolicy) -> None:
+    def __init__(self, runs: Runs, policy: ConflictPolicy, limits: LimitSettings, overload: Overload) -> None:
         self._runs = runs
+        self._limits = limits
+        self._overload = overload
         self._store = runs.run_store
         self._policy = policy
         self._turns: WeakValueDictionary[ThreadKey, asyncio.Lock] = WeakValueDictionary()
@@ -61,7 +67,8 @@ class Starting:
         """Start a run, or find the one that was started with the same request_id. The caller watches it.
 
         Raises RecordNotFoundError without the thread, ConflictError where it can't have a run now, ValidationError for
-        a request_id that was used for another request, UnavailableError while the server goes down.
+        a request_id that was used for another request, LimitError where the user has had enough, UnavailableError while
+        the server goes down or has too much to do.
         """
         if self._runs.is_draining:
             raise going_down()
@@ -90,6 +97,10 @@ class Starting:
     ) -> Run | RunKey:
         thread = ThreadKey(context["user_id"], start.thread_id)
         new_run = self._new_run(thread, start, context)
+        if self._overload.is_over(len(self._runs)):
+            if repeated := await self._repeated(new_run, await self._store.obstacle(new_run)):
+                return repeated
+            raise overloaded()
         turn = self._turn(thread)
         if turn.locked() and start.request_id:
             # Somebody waits for the thread, maybe for the end of the very run that is asked for again.
@@ -97,15 +108,20 @@ class Starting:
             if repeated is not None:
                 return repeated
         async with turn:
+            is_counted = False
             while True:
-                epoch = await self._take_lease(new_run, start)
-                if epoch is not None:
-                    lease = Lease(thread.user_id, thread.thread_id, new_run.run_id, epoch)
+                attempt = await self._take_lease(new_run, start, is_counted=is_counted)
+                if attempt.epoch is not None:
+                    lease = Lease(thread.user_id, thread.thread_id, new_run.run_id, attempt.epoch)
                     return self._runs.begin(lease, context, events())
                 obstacle = await self._store.obstacle(new_run)
                 if repeated := await self._repeated(new_run, obstacle):
                     return repeated
-                await self._make_way(new_run, start, obstacle)
+                if not attempt.is_repeated:
+                    # Before anything is stopped for a run that may not be.
+                    self._check_allowance(attempt)
+                    is_counted = True
+                await self._make_way(new_run, start, obstacle, attempt)
 
     def _new_run(self, thread: ThreadKey, start: Start, context: RequestContext) -> NewRun:
         return NewRun(
@@ -116,14 +132,20 @@ class Starting:
             request_hash=_hash_of(start.request, context.request.metadata) if start.request_id else None,
         )
 
-    async def _take_lease(self, new_run: NewRun, start: Start) -> int | None:
+    def _check_allowance(self, attempt: Attempt) -> None:
+        if not attempt.is_counted:
+            raise too_many_runs_started(self._limits, attempt.retry_after)
+        if not attempt.has_tokens:
+            raise out_of_tokens(self._limits)
+
+    async def _take_lease(self, new_run: NewRun, start: Start, *, is_counted: bool) -> Attempt:
         if self._runs.is_draining:
             raise going_down()
         # The server may have been taken for dead, and have got another name, while the thread wasn't free.
         new_run = replace(new_run, server_id=self._runs.membership.server_id)
         if start.is_new:
-            return await self._store.start_on_new_thread(new_run)
-        return await self._store.start_on_thread(new_run, even_if_locked=start.takes_locked)
+            return await self._store.start_on_new_thread(new_run, is_counted=is_counted)
+        return await self._store.start_on_thread(new_run, is_counted=is_counted, even_if_locked=start.takes_locked)
 
     async def _repeated(self, new_run: NewRun, obstacle: Obstacle) -> RunKey | None:
         """The run that the same request started before."""
@@ -139,17 +161,17 @@ class Starting:
             )
         return RunKey(new_run.thread.user_id, obstacle.repeated_run_id)
 
-    async def _make_way(self, new_run: NewRun, start: Start, obstacle: Obstacle) -> None:
+    async def _make_way(self, new_run: NewRun, start: Start, obstacle: Obstacle, attempt: Attempt) -> None:
         """Wait until the thread is free, or raise why it won't be."""
         if start.is_new:
-            await asyncio.sleep(_NOTHING_IN_THE_WAY_SECONDS)  # only the request_id was in the way, and is no longer
+            await self._nothing_in_the_way(attempt)
             return
         if not obstacle.thread_exists:
             raise RecordNotFoundError.thread(start.thread_id)
         if obstacle.status != "active" and not start.takes_locked:
             _refuse_input(start.thread_id, obstacle)
         if obstacle.active_run_id is None:
-            await asyncio.sleep(_NOTHING_IN_THE_WAY_SECONDS)
+            await self._nothing_in_the_way(attempt)
             return
         if self._policy == "reject":
             raise ConflictError(
@@ -161,6 +183,12 @@ class Starting:
             await self._runs.unless_draining(self._runs.wait_for_end(active))
         else:
             await self._runs.unless_draining(self._runs.stop(active))
+
+    async def _nothing_in_the_way(self, attempt: Attempt) -> None:
+        """The thread would be free, so that it was the user's other runs, or something that has passed."""
+        if not attempt.has_place:
+            raise too_many_runs_at_once(self._limits)
+        await asyncio.sleep(_NOTHING_IN_THE_WAY_SECONDS * random.uniform(0.2, 1))  # noqa: S311 # spreads collisions
 
     def _turn(self, thread: ThreadKey) -> asyncio.Lock:
         """Those who want the same thread take turns, first come, first served."""

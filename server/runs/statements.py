@@ -1,45 +1,85 @@
 """The statements of runs. Whoever locks a thread's row and a run's row locks the thread's first."""
 
-# Takes the lease of a thread that doesn't exist yet. A request_id that is taken is a unique violation. No row where
-# others have taken the server for dead; its row is locked against that.
-START_ON_NEW_THREAD = """
+# What comes before a start: the server's row is locked against others who take it for dead, a request that is repeated
+# starts nothing, and the user has to have some allowance left. The run is counted ($8: seconds for each, 0 where it has
+# been counted already or isn't limited; $9: the window) whether or not it can start, so that nothing is stopped for one
+# that may not. Its place ($10: how many there are, 0 for any number) makes the limit of runs at once hold: two starts
+# that take the same one violate its index, and one of them tries again. $11: how many tokens a day has, 0 for any
+# number.
+_MAY_START = """
 with me as (
     select from servers where server_id = $4 for key share
-), thread as (
-    insert into chat_sessions (user_id, session_id, active_run_id, run_epoch, log_position)
-    select $1, $2, $3, 1, 1 from me
-    returning run_epoch, log_position
-), run as (
-    insert into runs
-        (user_id, session_id, run_id, server_id, epoch, creates_thread, request_id, request_hash, request_expires_at)
-    select $1, $2, $3, $4, run_epoch, true, $5, $6, now() + make_interval(secs => $7) from thread
+), repeated as (
+    select from runs where user_id = $1 and request_id = $5
+), counted as (
+    insert into rate_limits as used (user_id, name, full_at)
+    select $1, 'runs', clock_timestamp() + make_interval(secs => $8)
+    where $8 > 0 and not exists (select from repeated)
+    on conflict (user_id, name) do update set
+        full_at = greatest(used.full_at, clock_timestamp()) + make_interval(secs => $8)
+    where greatest(used.full_at, clock_timestamp()) + make_interval(secs => $8 - $9) <= clock_timestamp()
+    returning full_at
+), place as (
+    select slot from generate_series(1, $10::integer) as free (slot)
+    where not exists (select from runs where user_id = $1 and runs.slot = free.slot and ended_at is null)
+    order by random()
+    limit 1
+), allowed as (
+    select
+        $8 = 0 or exists (select from counted) as is_counted, exists (select from repeated) as is_repeated,
+        $10 = 0 or exists (select from place) as has_place,
+        $11::bigint = 0 or not exists (
+            select from token_usage where user_id = $1 and day = (now() at time zone 'utc')::date and tokens >= $11
+        ) as has_tokens
+), open as (
+    select from allowed, me
+    where is_counted and has_place and has_tokens and not is_repeated
+), """
+_STARTED = """, run as (
+    insert into runs (
+        user_id, session_id, run_id, server_id, epoch, creates_thread, request_id, request_hash, request_expires_at,
+        slot
+    )
+    select
+        $1, $2, $3, $4, run_epoch, is_new, $5, $6, now() + make_interval(secs => $7),
+        (select slot from place)
+    from thread
 ), event as (
     insert into thread_events (user_id, session_id, position, kind, run_id)
     select $1, $2, log_position, 'run_started', $3 from thread
 )
-select run_epoch from thread
+select
+    (select run_epoch from thread) as epoch, is_counted, is_repeated, has_place, has_tokens,
+    (
+        select extract(epoch from full_at - clock_timestamp())::float8 + $8 - $9 from rate_limits
+        where user_id = $1 and name = 'runs'
+    ) as retry_after
+from allowed
 """
 
-# Takes the lease of a thread, if it is free and open for new input ($8: or not). No row says that something is in the
-# way; OBSTACLE says what.
-START_ON_THREAD = """
-with me as (
-    select from servers where server_id = $4 for key share
-), thread as (
-    update chat_sessions set active_run_id = $3, run_epoch = run_epoch + 1, log_position = log_position + 1
-    where user_id = $1 and session_id = $2 and active_run_id is null and (status = 'active' or $8)
-        and not exists (select from runs where user_id = $1 and request_id = $5) and exists (select from me)
-    returning run_epoch, log_position
-), run as (
-    insert into runs
-        (user_id, session_id, run_id, server_id, epoch, creates_thread, request_id, request_hash, request_expires_at)
-    select $1, $2, $3, $4, run_epoch, false, $5, $6, now() + make_interval(secs => $7) from thread
-), event as (
-    insert into thread_events (user_id, session_id, position, kind, run_id)
-    select $1, $2, log_position, 'run_started', $3 from thread
+# Takes the lease of a thread that doesn't exist yet. A request_id that was taken at the same time is a unique
+# violation. No epoch says that something is in the way; OBSTACLE says what.
+START_ON_NEW_THREAD = (
+    _MAY_START  # noqa: S608 # what two statements have in common, and no value
+    + """thread as (
+    insert into chat_sessions (user_id, session_id, active_run_id, run_epoch, log_position)
+    select $1, $2, $3, 1, 1 from open
+    returning run_epoch, log_position, true as is_new
+)"""
+    + _STARTED
 )
-select run_epoch from thread
-"""
+
+# Takes the lease of a thread, if it is free and open for new input ($12: or not).
+START_ON_THREAD = (
+    _MAY_START  # noqa: S608 # as above
+    + """thread as (
+    update chat_sessions set active_run_id = $3, run_epoch = run_epoch + 1, log_position = log_position + 1
+    where user_id = $1 and session_id = $2 and active_run_id is null and (status = 'active' or $12)
+        and exists (select from open)
+    returning run_epoch, log_position, false as is_new
+)"""
+    + _STARTED
+)
 
 OBSTACLE = """
 select
@@ -67,7 +107,7 @@ select run_id from run
 # Gives the lease back. The rest of the log goes with it, so that whoever sees the end sees all. A run that didn't come
 # to its own end and left nothing on the thread gives its request_id back as well: who repeats it wants another try, and
 # not the same failure. $10 says that it left something. Where it doesn't, the thread is asked: a write may have been
-# kept though its answer got lost.
+# kept though its answer got lost. $11: how many tokens of models it took.
 END_RUN = """
 with thread as (
     update chat_sessions set active_run_id = null, log_position = log_position + 1
@@ -93,6 +133,10 @@ with thread as (
 ), event as (
     insert into thread_events (user_id, session_id, position, kind, run_id)
     select $1, $2, log_position, 'run_ended', $3 from thread
+), counted as (
+    insert into token_usage as used (user_id, day, tokens)
+    select $1, (now() at time zone 'utc')::date, $11::bigint from ended where $11 > 0
+    on conflict (user_id, day) do update set tokens = used.tokens + excluded.tokens
 )
 select run_id, pg_notify('chatkit_grpc', 'log') from ended
 """

@@ -15,6 +15,7 @@ from google.rpc.status_pb2 import Status
 
 from server.database import Database
 from server.lease import Lease
+from server.limits.settings import NO_LIMITS, LimitSettings
 from server.runs import statements
 from server.store import RecordNotFoundError
 
@@ -143,29 +144,61 @@ class FoundRun:
         return self.state == RunState.RUN_STATE_RUNNING
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What became of starting a run.
+
+    epoch: the run's; None where it wasn't started.
+    is_counted: whether it has been counted as one of the user's. Where it may not be now, in how many seconds it may.
+    is_repeated: whether its request_id is taken.
+    has_place: whether the user has fewer runs at once than he may. has_tokens: whether he has some left today.
+    """
+
+    epoch: int | None = None
+    is_counted: bool = False
+    is_repeated: bool = False
+    has_place: bool = True
+    has_tokens: bool = True
+    retry_after: float = 0.0
+
+
+_COLLIDED = Attempt(is_repeated=True)
+"""Somebody else took the request_id, or the place among the user's runs, at the same time."""
+
+
 class RunStore:
     """The rows of runs, of what they said, and of what happened on threads."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limits: LimitSettings = NO_LIMITS) -> None:
         self._database = database
+        self._limits = limits
 
-    async def start_on_new_thread(self, run: NewRun) -> int | None:
-        """Make a thread with its first run. Its epoch; None where the request_id is taken."""
+    async def start_on_new_thread(self, run: NewRun, *, is_counted: bool) -> Attempt:
+        """Make a thread with its first run, unless something is in the way, see `obstacle`.
+
+        is_counted: whether the run has been counted before.
+        """
+        return await self._start(statements.START_ON_NEW_THREAD, run, is_counted)
+
+    async def start_on_thread(self, run: NewRun, *, is_counted: bool, even_if_locked: bool) -> Attempt:
+        """Take a thread's lease, unless something is in the way, see `obstacle`."""
+        return await self._start(statements.START_ON_THREAD, run, is_counted, even_if_locked)
+
+    async def _start(self, statement: str, run: NewRun, is_counted: bool, *more: object) -> Attempt:
+        limits = self._limits
+        values = (
+            *_values(run),
+            0.0 if is_counted else limits.seconds_per_run,
+            limits.rate_limit_window,
+            limits.max_user_runs,
+            limits.tokens_per_day,
+        )
         try:
-            epoch: int = await self._database.fetchval(statements.START_ON_NEW_THREAD, *_values(run))
+            row = await self._database.fetchrow(statement, *values, *more)
         except DatabaseError as error:
             _check_taken(error)
-            return None
-        return epoch
-
-    async def start_on_thread(self, run: NewRun, *, even_if_locked: bool) -> int | None:
-        """Take a thread's lease. The run's epoch; None where something is in the way, see `obstacle`."""
-        try:
-            epoch: int | None = await self._database.fetchval(statements.START_ON_THREAD, *_values(run), even_if_locked)
-        except DatabaseError as error:
-            _check_taken(error)
-            return None
-        return epoch
+            return _COLLIDED
+        return Attempt(**{**row, "retry_after": row["retry_after"] or 0.0}) if row is not None else _COLLIDED
 
     async def obstacle(self, run: NewRun) -> Obstacle:
         """What was in a run's way."""
@@ -195,9 +228,10 @@ class RunStore:
         last_sequence: int,
         error: ChatKitError | None,
         pieces: Sequence[Piece],
+        tokens: int = 0,
     ) -> bool:
-        """Give a lease back, with the rest of the log. Whether the run held it."""
-        values = end_values(lease, state, last_sequence, error, pieces, has_items=bool(lease.stored))
+        """Give a lease back, with the rest of the log, and count the tokens. Whether the run held it."""
+        values = end_values(lease, state, last_sequence, error, pieces, has_items=bool(lease.stored), tokens=tokens)
         return bool(await self._database.fetch(*values))
 
     async def append(self, server_id: str, pieces: Sequence[tuple[Lease, Piece]]) -> set[str]:
@@ -310,8 +344,12 @@ def end_values(
     pieces: Sequence[Piece],
     *,
     has_items: bool = False,
+    tokens: int = 0,
 ) -> tuple[str, *tuple[object, ...]]:
-    """The statement that ends a run, and its values. has_items: whether it is known to have left some on its thread."""
+    """The statement that ends a run, and its values.
+
+    has_items: whether it is known to have left some on its thread. tokens: how many of models it took.
+    """
     return (
         statements.END_RUN,
         lease.user_id,
@@ -324,6 +362,7 @@ def end_values(
         [piece.last for piece in pieces],
         [piece.events for piece in pieces],
         has_items,
+        tokens,
     )
 
 

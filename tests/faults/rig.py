@@ -22,6 +22,7 @@ from tests.faults.postgres import Postgres, open_postgres
 from tests.faults.program import Program, free_port
 from tests.faults.relay import Relay, to_port, to_unix
 from tests.faults.violation import ViolationError
+from tests.unlimited import UNLIMITED
 
 LEASE = 2.0
 GRACE = 2.0
@@ -31,6 +32,7 @@ MODEL_DELAY = 0.05
 
 _SERVER = {
     "ENVIRONMENT": "development",
+    **UNLIMITED,
     "CHATKIT_SERVER": "tests.faults.assistant:create",
     "LEASE_SECONDS": f"{LEASE:g}",
     "RUN_GRACE_SECONDS": f"{GRACE:g}",

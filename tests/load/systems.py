@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.unlimited import UNLIMITED
+
 ROOT = Path(__file__).parent.parent.parent
 _START_LIMIT = 60.0
 _STOP_LIMIT = 15.0
@@ -68,6 +70,7 @@ async def open_ours(folder: Path) -> AsyncIterator[System]:
     data_dir = folder / "data"
     environment = {
         "ENVIRONMENT": "development",
+        **UNLIMITED,
         "CHATKIT_SERVER": "tests.load.scripted:create_server",
         "DATA_DIR": str(data_dir),
         "GRPC_LISTEN": f"127.0.0.1:{grpc_port}",

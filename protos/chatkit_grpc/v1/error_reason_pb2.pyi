@@ -63,7 +63,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Sample: {"reason": "REQUEST_TOO_LARGE", "domain": "chatkit-grpc", "metadata": {"limit_bytes": "4194304"}}
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 10
-    """Too many requests; RetryInfo says when to come back. RESOURCE_EXHAUSTED, 429.
+    """The user has called too often, has too many answers being made, or has used up the day's tokens: QuotaFailure says
+    which, RetryInfo when to come back. RESOURCE_EXHAUSTED, 429.
     Sample: {"reason": "RATE_LIMITED", "domain": "chatkit-grpc", "metadata": {}}
     """
     ERROR_REASON_AGENT_FAILED: _ErrorReason.ValueType  # 11
@@ -133,6 +134,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     page of another site. PERMISSION_DENIED, 403.
     Sample: {"reason": "PERMISSION_DENIED", "domain": "chatkit-grpc", "metadata": {}}
     """
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 27
+    """The server has too much to do and starts nothing new; what it is at goes on. RetryInfo says when to come back.
+    UNAVAILABLE, 503.
+    Sample: {"reason": "OVERLOADED", "domain": "chatkit-grpc", "metadata": {}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of google.rpc.ErrorInfo, without the prefix ERROR_REASON_, in the domain "chatkit-grpc". Its gRPC status and
@@ -180,7 +186,8 @@ ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 9
 Sample: {"reason": "REQUEST_TOO_LARGE", "domain": "chatkit-grpc", "metadata": {"limit_bytes": "4194304"}}
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 10
-"""Too many requests; RetryInfo says when to come back. RESOURCE_EXHAUSTED, 429.
+"""The user has called too often, has too many answers being made, or has used up the day's tokens: QuotaFailure says
+which, RetryInfo when to come back. RESOURCE_EXHAUSTED, 429.
 Sample: {"reason": "RATE_LIMITED", "domain": "chatkit-grpc", "metadata": {}}
 """
 ERROR_REASON_AGENT_FAILED: ErrorReason.ValueType  # 11
@@ -249,5 +256,10 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 26
 """The caller is known, and may not do this: act for another user without being a service, or change something from a
 page of another site. PERMISSION_DENIED, 403.
 Sample: {"reason": "PERMISSION_DENIED", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 27
+"""The server has too much to do and starts nothing new; what it is at goes on. RetryInfo says when to come back.
+UNAVAILABLE, 503.
+Sample: {"reason": "OVERLOADED", "domain": "chatkit-grpc", "metadata": {}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

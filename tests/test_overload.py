@@ -1,0 +1,132 @@
+"""A server that has too much to do starts nothing new, and goes on with what it is at."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+from chatkit_grpc.v1.run_pb2 import RunState
+
+from server.limits.overload import Overload
+from server.limits.settings import NO_LIMITS
+from tests.runs_fixtures import PATIENT, Pair, open_pair, until
+from tests.scripted import ScriptedServer
+from tests.system import IMPATIENT, open_system
+from tests.test_bridge import SSE, events_of, post, say
+
+OK = grpc.StatusCode.OK
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+TWO_RUNS = replace(NO_LIMITS, max_active_runs=2)
+
+
+@pytest.fixture
+async def full(database_url: str) -> AsyncIterator[Pair]:
+    """Two servers that make two runs each; the first is making them."""
+    async with open_pair(database_url, PATIENT, limits=TWO_RUNS) as pair:
+        readers = [pair.here.create("wait", request_id=name) for name in ("a", "b")]
+        await until(lambda: all(reader.text == "one two " for reader in readers))
+        yield pair
+        pair.here.assistant.may_go_on.set()
+        for reader in readers:
+            assert (await reader.end(), reader.state) == (OK, RunState.RUN_STATE_COMPLETED)
+
+
+async def test_a_server_with_as_many_runs_as_it_may_make_starts_no_other(full: Pair) -> None:
+    refused = full.here.create("tokens 1")
+    assert await refused.end() is UNAVAILABLE
+    assert refused.error
+    assert (refused.error.code, refused.error.retry_after) == ("OVERLOADED", 1.0)
+    # Neither what another server may do, nor whoever comes back to an answer, nor reads are concerned.
+    assert await full.elsewhere.create("tokens 1").end() is OK
+    again = full.here.create("wait", request_id="a")
+    await until(lambda: again.text == "one two ")
+    await full.here.get(again.thread_id)
+    await again.leave()
+
+
+async def test_a_full_server_stops_no_answer_for_a_message_that_it_refuses(full: Pair) -> None:
+    reader = full.here.create("wait", request_id="a")
+    await until(lambda: reader.text == "one two ")
+    assert await full.here.say(reader.thread_id, "tokens 1").end() is UNAVAILABLE
+    full.here.assistant.may_go_on.set()
+    assert (await reader.end(), reader.state) == (OK, RunState.RUN_STATE_COMPLETED)
+
+
+@pytest.mark.parametrize("wants_stream", [False, True])
+async def test_a_page_is_told_and_may_try_again(database_url: str, wants_stream: bool) -> None:
+    settings = replace(IMPATIENT, limits=replace(NO_LIMITS, max_active_runs=1))
+    made: list[ScriptedServer] = []
+
+    def factory(store: Any) -> ScriptedServer:
+        made.append(ScriptedServer(store))
+        return made[-1]
+
+    async with open_system(database_url, factory, server=settings) as system:
+        first = asyncio.create_task(post(system, say("wait"), **SSE))
+        await made[0].is_silent.wait()
+        began = time.monotonic()
+        answer = await post(system, say("tokens 1"), **(SSE if wants_stream else {}))
+        # The bridge tried once more, after as long as the server had asked for.
+        assert 0.9 < time.monotonic() - began < 2.5
+        if wants_stream:
+            (event,) = events_of(answer)
+            assert (event["type"], event["allow_retry"]) == ("error", True)
+            assert event["message"].startswith("The chat server has too much to do")
+        else:
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"]["code"] == "OVERLOADED"
+        made[0].may_go_on.set()
+        assert b"one" in (await first).content
+
+
+async def test_a_bridge_gets_through_where_there_is_room_soon(database_url: str) -> None:
+    settings = replace(IMPATIENT, limits=replace(NO_LIMITS, max_active_runs=1))
+    async with open_system(database_url, ScriptedServer, server=settings) as system:
+        first = asyncio.create_task(post(system, say("tokens 5 0.1"), **SSE))
+        await asyncio.sleep(0.1)
+        answer = await post(system, say("tokens 1"), **SSE)
+        assert b"t0 " in answer.content
+        await first
+
+
+async def test_a_server_whose_loop_is_late_starts_nothing_until_it_is_on_time_again(database_url: str) -> None:
+    limits = replace(NO_LIMITS, max_loop_lag_seconds=0.15)
+    async with open_pair(database_url, PATIENT, limits=limits) as pair:
+        running = pair.here.create("wait")
+        await until(lambda: running.text == "one two ")
+        for _ in range(8):
+            time.sleep(0.3)  # noqa: ASYNC251 # that is what is tested
+            await asyncio.sleep(0.01)
+        refused = pair.here.create("tokens 1")
+        assert await refused.end() is UNAVAILABLE
+        assert refused.error
+        assert refused.error.code == "OVERLOADED"
+        await asyncio.sleep(1.5)
+        assert await pair.here.create("tokens 1").end() is OK
+        pair.here.assistant.may_go_on.set()
+        assert await running.end() is OK
+
+
+def test_one_pause_is_no_overload() -> None:
+    overload = Overload(replace(NO_LIMITS, max_loop_lag_seconds=1.0))
+    overload._note(3.5)
+    assert not overload.is_over(0)
+    overload._note(3.5)
+    assert overload.is_over(0)
+    # Nor is it over at the first moment that is on time.
+    overload._note(0.0)
+    assert overload.is_over(0)
+    for _ in range(5):
+        overload._note(0.0)
+    assert not overload.is_over(0)
+
+
+def test_without_a_bound_nothing_is_an_overload() -> None:
+    overload = Overload(replace(NO_LIMITS, max_loop_lag_seconds=0, max_active_runs=0))
+    overload._note(100.0)
+    assert not overload.is_over(1_000_000)
