@@ -2,62 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
-import signal
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import uvicorn
 from chatkit_grpc.environment import SettingsError
 from chatkit_grpc.process import bound_socket, refuse, settle, start_logging, stop_with_parent
 
 from bridge.app import create_app
-from bridge.http_protocol import limited_protocol
+from bridge.http_server import Server, http_config, notice_who_vanishes
 from bridge.settings import Settings
-from bridge.streams import Streams
 
 log = logging.getLogger("bridge")
-
-
-class Server(uvicorn.Server):
-    """Uvicorn, which on its way out lets the streams end before it closes their connections."""
-
-    def __init__(self, config: uvicorn.Config, streams: Streams, grace: float) -> None:
-        super().__init__(config)
-        self._streams = streams
-        self._grace = grace
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop on a signal, and no more: uvicorn would raise it again in the end, and the process die of it."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
-        yield
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new connections, and wait for the open ones while their streams end."""
-        drain = asyncio.create_task(self._streams.drain(self._grace))
-        try:
-            await super().shutdown(sockets)
-        finally:
-            drain.cancel()
-
-
-def notice_who_vanishes(listener: socket.socket) -> None:
-    """Let connections end whose other side took nothing for 15 s; those that are accepted inherit it."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
 
 
 def main() -> int:
     """Exit with 2 where something must be set differently, with a sentence that says what."""
     try:
         settings = Settings.from_env()
+        app = create_app(settings)
         listener = bound_socket("BRIDGE_LISTEN", settings.bridge_listen)
     except SettingsError as error:
         return refuse("bridge", error)
@@ -66,22 +28,9 @@ def main() -> int:
     if settings.log_level == "INFO":
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # at INFO it says what we say below
     log.info("HTTP on %s, server at %s", settings.bridge_listen, settings.grpc_target)
-    app = create_app(settings)
     settle()
     stop_with_parent()
-    config = uvicorn.Config(
-        app,
-        http=limited_protocol(settings),
-        access_log=False,
-        log_config=None,
-        backlog=2048,
-        server_header=False,
-        # Nothing here asks for the client's address, and who may say it for somebody else is not settled.
-        proxy_headers=False,
-        # Longer than the streams take to end.
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + 3,
-    )
-    Server(config, app.state.streams, settings.shutdown_grace_seconds).run(sockets=[listener])
+    Server(http_config(app, settings), app.state.streams, settings.shutdown_grace_seconds).run(sockets=[listener])
     return 0
 
 

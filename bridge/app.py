@@ -11,26 +11,25 @@ from typing import Any
 from chatkit_grpc.services import OPENAI_KEY
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from bridge import headers
 from bridge.acknowledgements import Acknowledgements
 from bridge.backend import Backend
+from bridge.channel import channel_credentials
 from bridge.endpoint import Endpoint
 from bridge.refusals import json_error
 from bridge.settings import Settings
 from bridge.streams import Streams
 
 WEB = Path(__file__).parent.parent / "clients" / "web"
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    # Asked for again each time, so that a page never meets the script of another version.
-    "Cache-Control": "no-cache",
-}
+
+_PREFLIGHT_SECONDS = 600
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -39,11 +38,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
     `app.state.streams` holds the open streams; whoever stops the process may drain them.
     """
     settings = settings or Settings.from_env()
+    settings.check()
+    credentials = channel_credentials(settings)
     streams = Streams()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        backend = Backend(settings)
+        backend = Backend(settings, credentials)
         app.state.backend = backend
         acknowledgements = Acknowledgements(backend)
         app.state.acknowledgements = acknowledgements
@@ -62,10 +63,28 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Route("/api/chatkit/health", health, methods=["GET"]),
         ],
         exception_handlers={HTTPException: http_error},
+        middleware=_cross_origin(settings),
         lifespan=lifespan,
     )
     app.state.streams = streams
     return app
+
+
+def _cross_origin(settings: Settings) -> list[Middleware]:
+    """What lets pages of other origins call, where some are allowed; their cookies count too."""
+    if not settings.allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_credentials=True,
+            allow_methods=["GET", "POST"],
+            allow_headers=headers.FROM_OTHER_ORIGINS,
+            expose_headers=[*headers.RETRY, "WWW-Authenticate"],
+            max_age=_PREFLIGHT_SECONDS,
+        )
+    ]
 
 
 class WebFiles(StaticFiles):
@@ -74,7 +93,7 @@ class WebFiles(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """A file."""
         response = super().file_response(*args, **kwargs)
-        response.headers.update(_PAGE_HEADERS)
+        response.headers.update(headers.PAGE)
         return response
 
 
@@ -86,7 +105,7 @@ async def chatkit(request: Request) -> Response:
 
 async def page(_request: Request) -> Response:
     """The page for people."""
-    return FileResponse(WEB / "index.html", headers=_PAGE_HEADERS)
+    return FileResponse(WEB / "index.html", headers=headers.PAGE)
 
 
 async def health(request: Request) -> Response:
@@ -105,6 +124,7 @@ async def health(request: Request) -> Response:
             "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         },
         status_code=200 if is_serving else 503,
+        headers=headers.NOSNIFF,
     )
 
 

@@ -56,10 +56,10 @@ METHODS: dict[str, Method] = {
 class Backend:
     """Calls the server. Open it inside the event loop that uses it, and close it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, credentials: grpc.ChannelCredentials | None) -> None:
         self._settings = settings
-        self._channel = open_channel(settings.grpc_target)
-        self._any_channel = open_channel(settings.grpc_target, takes_any=True)
+        self._channel = open_channel(settings, credentials)
+        self._any_channel = open_channel(settings, credentials, takes_any=True)
         self._calls: dict[str, Any] = {
             method.path: (self._channel.unary_stream if method.is_stream else self._channel.unary_unary)(
                 method.path, request_serializer=_serialize, response_deserializer=method.response_type.FromString

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import grpc
+from chatkit_grpc.environment import SettingsError
 from chatkit_grpc.services import SERVICES
+
+from bridge.settings import Settings
 
 # Made again where a server can't be reached or breaks off: they change nothing, or nothing the second time.
 _REPEATABLE = frozenset({"GetThread", "ListThreads", "ListItems", "CancelRun", "AcknowledgeRun"})
@@ -18,10 +22,12 @@ _REPEATS = {
 }
 
 
-def open_channel(target: str, *, takes_any: bool = False) -> grpc.aio.Channel:
-    """A channel to all servers of a target, in turn, but for those that say they don't serve.
+def open_channel(
+    settings: Settings, credentials: grpc.ChannelCredentials | None, *, takes_any: bool = False
+) -> grpc.aio.Channel:
+    """A channel to all servers of the settings, in turn, but for those that say they don't serve.
 
-    takes_any: those too, since they can say why; and no call is made again.
+    credentials: see below. takes_any: those too, since they can say why; and no call is made again.
     """
     options = [
         ("grpc.service_config", json.dumps(_service_config(takes_any=takes_any))),
@@ -43,7 +49,38 @@ def open_channel(target: str, *, takes_any: bool = False) -> grpc.aio.Channel:
         # What http_proxy names is not on the way to our own server.
         ("grpc.enable_http_proxy", 0),
     ]
-    return grpc.aio.insecure_channel(target, options=options)
+    if credentials is None:
+        return grpc.aio.insecure_channel(settings.grpc_target, options=options)
+    if settings.grpc_server_name is not None:
+        options.append(("grpc.ssl_target_name_override", settings.grpc_server_name))
+    return grpc.aio.secure_channel(settings.grpc_target, credentials, options=options)
+
+
+def channel_credentials(settings: Settings) -> grpc.ChannelCredentials | None:
+    """By what servers are verified, and the bridge's own certificate where it has one; None is plaintext.
+
+    Raises SettingsError for files that can't be read.
+    """
+    if settings.grpc_ca is None:
+        return None
+    return grpc.ssl_channel_credentials(
+        root_certificates=_read("GRPC_CA", settings.grpc_ca),
+        private_key=_read("GRPC_KEY", settings.grpc_key),
+        certificate_chain=_read("GRPC_CERTIFICATE", settings.grpc_certificate),
+    )
+
+
+def _read(name: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        held = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{name}: can't read {path}: {error.strerror}") from None
+    # gRPC itself would take anything, and connect to nobody.
+    if b"-----BEGIN " not in held:
+        raise SettingsError(f"{name}: expected PEM in {path}")
+    return held
 
 
 def _service_config(*, takes_any: bool) -> dict[str, object]:

@@ -28,6 +28,7 @@ from bridge.acknowledgements import Acknowledgements
 from bridge.backend import Backend, Method, method_of
 from bridge.cookies import session_cookies
 from bridge.event_stream import EventStream
+from bridge.headers import NOSNIFF
 from bridge.last_event_id import LastEventId
 from bridge.lasting_call import LastingCall
 from bridge.refusals import error_response
@@ -86,7 +87,7 @@ class Endpoint:
             opening = self._open(method, parameters, metadata, counts_until_seen=counts_until_seen)
             return await _unless_disconnected(request, opening)
         answer = await self._backend.call(method.path, parameters, metadata)
-        return Response(codec.encode(answer), media_type="application/json")
+        return Response(codec.encode(answer), media_type="application/json", headers=NOSNIFF)
 
     async def _parse(self, content_type: str, body: bytes, metadata: Metadata) -> ChatKitRequest:
         """Read a body. A large one takes its time: not for strangers, and not while all others wait."""

@@ -8,16 +8,9 @@ from collections.abc import Mapping
 from chatkit_grpc.errors import ChatKitError, Quota
 from starlette.responses import JSONResponse
 
+from bridge.headers import NOSNIFF
+
 _UNAUTHENTICATED = 401
-RETRY_HEADERS = (
-    "Retry-After",
-    "RateLimit",
-    "RateLimit-Policy",
-    "RateLimit-Limit",
-    "RateLimit-Remaining",
-    "RateLimit-Reset",
-)
-"""What tells a client when to come back."""
 
 
 def error_response(error: ChatKitError) -> JSONResponse:
@@ -39,7 +32,7 @@ def json_error(
 ) -> JSONResponse:
     """The shape of all our errors."""
     body = {"error": {"code": code, "message": message, "details": details}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(body, status_code=status, headers={**NOSNIFF, **(headers or {})})
 
 
 def _headers_of(error: ChatKitError) -> dict[str, str]:

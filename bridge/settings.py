@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from chatkit_grpc.environment import BRIDGE_LISTEN, GRPC_LISTEN, Address, Environment
+from chatkit_grpc.environment import (
+    BRIDGE_LISTEN,
+    GRPC_LISTEN,
+    PLAINTEXT_HINT,
+    Address,
+    Environment,
+    SettingsError,
+    check_origins,
+    is_loopback,
+)
 from environs import ValidationError
 from environs import validate as must_be
 
@@ -19,6 +29,12 @@ class Settings:
 
     bridge_listen: Address = BRIDGE_LISTEN
     grpc_target: str = str(GRPC_LISTEN)
+    grpc_ca: Path | None = None
+    grpc_certificate: Path | None = None
+    grpc_key: Path | None = None
+    grpc_server_name: str | None = None
+    allow_plaintext: bool = False
+    allowed_origins: tuple[str, ...] = ()
     max_request_bytes: int = 4 * 1024 * 1024
     max_header_bytes: int = 64 * 1024
     max_connections: int = 10_000
@@ -39,6 +55,12 @@ class Settings:
         settings: dict[str, Any] = {
             "bridge_listen": env.address("BRIDGE_LISTEN", default.bridge_listen),
             "grpc_target": env.str("GRPC_TARGET", default.grpc_target, validate=_target),
+            "grpc_ca": env.file("GRPC_CA"),
+            "grpc_certificate": env.file("GRPC_CERTIFICATE"),
+            "grpc_key": env.file("GRPC_KEY"),
+            "grpc_server_name": env.text("GRPC_SERVER_NAME"),
+            "allow_plaintext": env.bool("ALLOW_PLAINTEXT", default.allow_plaintext),
+            "allowed_origins": env.words("ALLOWED_ORIGINS", validate=check_origins),
             "max_request_bytes": env.int(
                 "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)
             ),
@@ -67,7 +89,35 @@ class Settings:
             "log_level": env.str("LOG_LEVEL", default.log_level, validate=must_be.OneOf(LOG_LEVELS)),
         }
         env.check()
-        return cls(**settings)
+        made = cls(**settings)
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Raise SettingsError for what doesn't go together, or isn't safe."""
+        problems = []
+        if (self.grpc_certificate is None) != (self.grpc_key is None):
+            missing = "GRPC_KEY" if self.grpc_key is None else "GRPC_CERTIFICATE"
+            problems.append(f"{missing}: expected it beside the other one of GRPC_CERTIFICATE and GRPC_KEY")
+        if self.grpc_ca is None and (self.grpc_certificate is not None or self.grpc_server_name is not None):
+            problems.append("GRPC_CA: expected who issues the servers' certificates; without it there is no TLS")
+        if self.grpc_ca is None and not self.allow_plaintext and not _stays_here(self.grpc_target):
+            problems.append(
+                f"GRPC_TARGET: tokens would travel to {self.grpc_target} in plaintext: expected GRPC_CA. "
+                f"{PLAINTEXT_HINT}"
+            )
+        if problems:
+            raise SettingsError("\n".join(problems))
+
+
+def _stays_here(target: str) -> bool:
+    """Whether a target is on this machine, all of it."""
+    scheme, rest = target.split(":", 1)
+    if scheme in {"unix", "unix-abstract", "vsock"}:
+        return True
+    if scheme in {"dns", "ipv4", "ipv6"}:
+        target = rest.rpartition("/")[2]
+    return all(is_loopback(address.rpartition(":")[0].strip("[]")) for address in target.split(","))
 
 
 def _target(text: str) -> None:

@@ -7,11 +7,14 @@ from chatkit_grpc.text_delta import encode_event
 from chatkit_grpc.v1.event_pb2 import ErrorEvent, ThreadStreamEvent
 from chatkit_grpc.v1.run_pb2 import EventBatch
 
+from bridge.headers import NOSNIFF
+
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     # no-transform: a proxy that compresses would also collect.
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
+    **NOSNIFF,
 }
 HEARTBEAT = b": heartbeat\n\n"
 """A comment: ChatKit's page ignores the names of events, so that only a comment isn't taken for one."""

@@ -61,9 +61,9 @@ async def stream_answer(
                 yield repaired
         finished = True
     finally:
-        _count_tokens(result, agent_context)
         if not finished:
             await _abandon(run, sdk_events, agent_context)
+        _count_tokens(result, agent_context)
 
 
 def _count_tokens(result: RunResultStreaming, agent_context: AgentContext[Any]) -> None:

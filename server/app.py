@@ -21,6 +21,7 @@ from server import sdk
 from server.appending import Appending
 from server.attachment_service import AttachmentService
 from server.auth.authenticator import open_authenticator
+from server.auth.certificates import ServiceCertificates
 from server.auth.interceptor import AuthInterceptor
 from server.chat_service import ChatService
 from server.context import RequestContext
@@ -41,6 +42,7 @@ from server.runs.watching import Watching
 from server.settings import Settings
 from server.store import PostgresStore
 from server.thread_service import ThreadService
+from server.tls import server_credentials
 
 Factory = Callable[[PostgresStore], ChatKitServer[RequestContext]]
 """Makes the ChatKitServer that answers. One that has a method `aclose()` is closed with it at the end."""
@@ -76,11 +78,12 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
     factory: makes the ChatKitServer; without one, settings.chatkit_server names it.
     Raises SettingsError for what the settings ask for and can't be had, DatabaseError without a database, and SDKError.
     """
-    settings.auth.check(settings.environment)
+    settings.check()
     sdk.check_version()
     keep_words_out_of_the_log()
     make_assistant = factory or load_factory(settings.chatkit_server)
     async with AsyncExitStack() as stack:
+        credentials = server_credentials(settings)
         # Said in our words, and before the database is started; gRPC takes the port itself.
         bound_socket("GRPC_LISTEN", settings.grpc_listen).close()
         database = await stack.enter_async_context(open_database(settings))
@@ -97,7 +100,8 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         calls = CallLimiter(database, settings.limits)
         stack.push_async_callback(calls.close)
         overload = await stack.enter_async_context(Overload(settings.limits))
-        guard = AuthInterceptor(authenticator, calls, has_reflection=settings.has_reflection)
+        certificates = ServiceCertificates(settings.auth.service_certificates)
+        guard = AuthInterceptor(authenticator, certificates, calls, has_reflection=settings.has_reflection)
         server = _make_server(settings, guard)
         health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
         health.add_to(server, SERVICES)
@@ -117,7 +121,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
             "chatkit_grpc.v1.AttachmentService": AttachmentService(assistant, store),
         }
         _add_services(server, settings, implementations)
-        port = _bind(server, settings.grpc_listen)
+        port = _bind(server, settings.grpc_listen, credentials)
         await server.start()
         stack.push_async_callback(_stop, server)
         stack.push_async_callback(_drain, runs, thread_watch, settings.shutdown_grace_seconds)
@@ -191,8 +195,10 @@ def _add_services(server: grpc.aio.Server, settings: Settings, implementations: 
         reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)
 
 
-def _bind(server: grpc.aio.Server, address: Address) -> int:
+def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials | None) -> int:
     try:
+        if credentials is not None:
+            return server.add_secure_port(str(address), credentials)
         return server.add_insecure_port(str(address))
     except RuntimeError:
         raise SettingsError(f"GRPC_LISTEN: can't listen on {address}; choose another") from None

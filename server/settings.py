@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
-from chatkit_grpc.environment import Address, Environment, check_http_url
+from chatkit_grpc.environment import (
+    PLAINTEXT_HINT,
+    Address,
+    Environment,
+    SettingsError,
+    check_http_url,
+    is_plaintext_url,
+)
 from environs import ValidationError
 from environs import validate as must_be
 
@@ -33,6 +40,10 @@ class Settings:
     database_statement_cache: bool = True
     database_timeout_seconds: float = 30.0
     grpc_listen: Address = DEFAULT_LISTEN
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    allow_plaintext: bool = False
     environment: str = "production"
     grpc_reflection: bool | None = None
     auth: AuthSettings = NO_AUTH
@@ -70,6 +81,10 @@ class Settings:
                 "DATABASE_TIMEOUT_SECONDS", default.database_timeout_seconds, validate=must_be.Range(0.1, 3600)
             ),
             "grpc_listen": env.address("GRPC_LISTEN", default.grpc_listen),
+            "tls_certificate": env.file("TLS_CERTIFICATE"),
+            "tls_key": env.file("TLS_KEY"),
+            "tls_client_ca": env.file("TLS_CLIENT_CA"),
+            "allow_plaintext": env.bool("ALLOW_PLAINTEXT", default.allow_plaintext),
             "environment": env.str("ENVIRONMENT", default.environment, validate=_environment),
             "grpc_reflection": env.bool("GRPC_REFLECTION", default.grpc_reflection),
             "auth": AuthSettings.read(env),
@@ -100,8 +115,33 @@ class Settings:
         }
         env.check()
         made = cls(**settings)
-        made.auth.check(made.environment)
+        made.check()
         return made
+
+    def check(self) -> None:
+        """Raise SettingsError for what doesn't go together, or isn't safe."""
+        problems = [*self._transport_problems(), *self.auth.problems(self.environment)]
+        if problems:
+            raise SettingsError("\n".join(problems))
+
+    def _transport_problems(self) -> list[str]:
+        problems = []
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            missing = "TLS_KEY" if self.tls_key is None else "TLS_CERTIFICATE"
+            problems.append(f"{missing}: expected it beside the other one of TLS_CERTIFICATE and TLS_KEY")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            problems.append("TLS_CERTIFICATE: TLS_CLIENT_CA needs TLS_CERTIFICATE and TLS_KEY")
+        if self.auth.service_certificates and self.tls_client_ca is None:
+            problems.append("TLS_CLIENT_CA: SERVICE_CERTIFICATES needs who issues the clients' certificates")
+        if self.tls_certificate is None and not self.grpc_listen.is_loopback and not self.allow_plaintext:
+            problems.append(
+                f"GRPC_LISTEN: tokens would travel to {self.grpc_listen} in plaintext: expected TLS_CERTIFICATE and "
+                f"TLS_KEY. {PLAINTEXT_HINT}"
+            )
+        if not self.allow_plaintext and is_plaintext_url(self.auth.key_set_url):
+            name = "JWKS_URL" if self.auth.jwks_url else "BETTER_AUTH_URL"
+            problems.append(f"{name}: expected https, since who can change the keys can be anybody. {PLAINTEXT_HINT}")
+        return problems
 
     @property
     def is_development(self) -> bool:

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 _ids = count(1)
+PROMPT_TOKENS = 41
+"""What a model's server says that it was told, in tokens; it says one token itself, however long that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,9 @@ class FakeOpenAI:
         self._connections.add(task)
         try:
             # One request per connection: then its end is the end of the stream.
-            path = await self._read_request(reader)
+            path, wants_usage = await self._read_request(reader)
             step = self._steps.popleft() if len(self._steps) > 1 else self._steps[0]
-            await self._until_gone(reader, self._answer(writer, step, path))
+            await self._until_gone(reader, self._answer(writer, step, path, wants_usage=wants_usage))
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             # The client has gone, or the test is over: an ordinary end of a connection.
             writer.transport.abort()
@@ -114,13 +116,14 @@ class FakeOpenAI:
             self._connections.discard(task)
             writer.close()
 
-    async def _read_request(self, reader: asyncio.StreamReader) -> str:
+    async def _read_request(self, reader: asyncio.StreamReader) -> tuple[str, bool]:
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         self.headers.append(headers)
-        self.requests.append(json.loads(await reader.readexactly(int(headers["content-length"]))))
+        request = json.loads(await reader.readexactly(int(headers["content-length"])))
+        self.requests.append(request)
         self.paths.append(first.split(" ")[1])
-        return self.paths[-1]
+        return self.paths[-1], bool((request.get("stream_options") or {}).get("include_usage"))
 
     async def _until_gone(self, reader: asyncio.StreamReader, answer: Any) -> None:
         self.open_streams += 1
@@ -134,7 +137,7 @@ class FakeOpenAI:
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    async def _answer(self, writer: asyncio.StreamWriter, step: Step, path: str) -> None:
+    async def _answer(self, writer: asyncio.StreamWriter, step: Step, path: str, *, wants_usage: bool) -> None:
         if isinstance(step, Fail):
             await self._send_failure(writer, step.status)
             return
@@ -144,9 +147,10 @@ class FakeOpenAI:
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
             b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
         )
-        dialect = _chat_completions if path.endswith("/chat/completions") else _responses
+        is_chat = path.endswith("/chat/completions")
+        events = _chat_completions(step, wants_usage=wants_usage) if is_chat else _responses(step)
         done = 0
-        for event, is_token in dialect(step):
+        for event, is_token in events:
             if is_token and isinstance(step, Say):
                 if step.break_after == done:
                     writer.transport.abort()
@@ -175,7 +179,7 @@ async def _send(writer: asyncio.StreamWriter, text: str) -> None:
     await writer.drain()
 
 
-def _chat_completions(step: Step) -> Iterator[tuple[str, bool]]:
+def _chat_completions(step: Step, *, wants_usage: bool) -> Iterator[tuple[str, bool]]:
     """The chunks of Chat Completions, each with whether it carries a token."""
     identity = {"id": f"chatcmpl-{next(_ids)}", "object": "chat.completion.chunk", "created": 1, "model": "fake"}
 
@@ -197,6 +201,9 @@ def _chat_completions(step: Step) -> Iterator[tuple[str, bool]]:
         call = {"index": 0, "id": f"call_{next(_ids)}", "type": "function", "function": function}
         yield chunk({"role": "assistant", "tool_calls": [call]}), False
         yield chunk({}, "tool_calls"), False
+    if wants_usage:
+        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 1}
+        yield f"data: {json.dumps({**identity, 'choices': [], 'usage': usage})}\n\n", False
     yield "data: [DONE]\n\n", False
 
 
@@ -250,7 +257,15 @@ def _responses(step: Step) -> Iterator[tuple[str, bool]]:
         yield event("response.output_item.added", output_index=index, item=started), False
         yield event("response.output_item.done", output_index=index, item=call), False
         output.append(call)
-    yield event("response.completed", response={**response, "status": "completed", "output": output}), False
+    usage = {
+        "input_tokens": PROMPT_TOKENS,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": 1,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": PROMPT_TOKENS + 1,
+    }
+    done = {**response, "status": "completed", "output": output, "usage": usage}
+    yield event("response.completed", response=done), False
 
 
 def _message(step: Say | Call) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from chatkit_grpc.process import bound_socket
 from starlette.applications import Starlette
 
 from bridge.app import create_app
-from bridge.http_protocol import limited_protocol
+from bridge.http_server import http_config
 from bridge.settings import Settings as BridgeSettings
 from server.app import Factory, RunningServer, open_server
 from server.auth.settings import AuthSettings
@@ -73,10 +73,7 @@ async def open_bridge(target: str, settings: BridgeSettings | None = None) -> As
     settings = replace(settings or BridgeSettings(shutdown_grace_seconds=0), grpc_target=target)
     app = create_app(settings)
     listener = bound_socket("BRIDGE_LISTEN", ANY_PORT)
-    config = uvicorn.Config(
-        app, http=limited_protocol(settings), log_config=None, access_log=False, timeout_graceful_shutdown=3
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(app, settings))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.01)

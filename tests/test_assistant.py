@@ -41,7 +41,7 @@ from server.model_choice import choose_model
 from server.models import OpenModel, open_model
 from server.offline_model import OfflineModel
 from server.settings import Settings
-from tests.fake_openai import Call, Fail, FakeOpenAI, Misbehave, Say, Step
+from tests.fake_openai import PROMPT_TOKENS, Call, Fail, FakeOpenAI, Misbehave, Say, Step
 
 CONTEXT = RequestContext.of(Auth(user_id="anna", method="test"))
 KINDS = ("responses", "chat_completions")
@@ -138,7 +138,7 @@ class MemoryStore(Store[RequestContext]):
 class Chat:
     """An assistant, its store and its model server."""
 
-    def __init__(self, kind: str, fake: FakeOpenAI) -> None:
+    def __init__(self, kind: str, fake: FakeOpenAI, *, asks_for_usage: bool = False) -> None:
         self.fake = fake
         self.store = MemoryStore()
         if kind == "responses":
@@ -146,7 +146,7 @@ class Chat:
         else:
             chosen = open_model(choose_model(Settings(model_base_url=fake.base_url, model_name="fake")))
         assert chosen.choice.kind == kind
-        self.assistant = Assistant(self.store, chosen)
+        self.assistant = Assistant(self.store, chosen, asks_for_usage=asks_for_usage)
 
     async def stream(self, text: str, thread_id: str | None = None) -> AsyncIterator[dict[str, Any]]:
         message = {"content": [{"type": "input_text", "text": text}], "attachments": [], "inference_options": {}}
@@ -169,9 +169,9 @@ class Chat:
 
 
 @asynccontextmanager
-async def chat(kind: str, *script: Step) -> AsyncIterator[Chat]:
+async def chat(kind: str, *script: Step, asks_for_usage: bool = False) -> AsyncIterator[Chat]:
     async with FakeOpenAI(script or (Say(),)) as fake:
-        opened = Chat(kind, fake)
+        opened = Chat(kind, fake, asks_for_usage=asks_for_usage)
         try:
             yield opened
         finally:
@@ -242,6 +242,16 @@ async def test_the_model_is_asked_at_the_interface_that_was_chosen(kind: str) ->
         await talk.say("One")
         path = "/v1/responses" if kind == "responses" else "/v1/chat/completions"
         assert talk.fake.paths == [path]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_tokens_of_an_answer_are_counted_also_where_a_tool_was_called(kind: str) -> None:
+    async with chat(kind, Call("add_numbers", {"numbers": [1, 2]}), Say(), asks_for_usage=True) as talk:
+        CONTEXT.tokens_used = 0
+        await talk.say("One")
+        assert CONTEXT.tokens_used == 2 * (PROMPT_TOKENS + 1)
+        await talk.say("Two", talk.thread_id)
+        assert CONTEXT.tokens_used == 3 * (PROMPT_TOKENS + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -451,6 +461,7 @@ class BrokenRun:
     """A run that fails at the moment at which a tool streams something."""
 
     run_loop_task: asyncio.Task[None] | None = None
+    context_wrapper = RunContextWrapper(None)
 
     def __init__(self, context: AgentContext[Any], events: int = 0) -> None:
         self.closed = False

@@ -414,7 +414,7 @@ async def test_long_ids_and_headers_get_the_answer_that_short_ones_get(system: S
 
 
 async def test_a_body_that_never_comes_is_not_waited_for(database_url: str) -> None:
-    async with open_system(database_url, ScriptedServer, bridge=BridgeSettings(call_timeout_seconds=0.3)) as system:
+    async with open_system(database_url, ScriptedServer, bridge=BridgeSettings(request_timeout_seconds=0.3)) as system:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(system.url.rpartition(":")[2]))
         head = "POST /api/chatkit HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         writer.write(head.encode())

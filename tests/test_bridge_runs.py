@@ -35,7 +35,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 
 from bridge import lasting_call
-from bridge.__main__ import notice_who_vanishes
+from bridge.http_server import notice_who_vanishes
 from bridge.request_ids import identify
 from bridge.settings import Settings
 from server.limits.settings import NO_LIMITS

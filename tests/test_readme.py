@@ -27,7 +27,8 @@ def example(name: str) -> str:
 
 
 def test_every_setting_is_in_the_table_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", README, re.MULTILINE))
+    lines = re.findall(r"^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \| (.+?) \|", README, re.MULTILINE)
+    rows = {name: default for names, default in lines for name in re.findall(r"[A-Z_]+", names)}
     defaults = {
         field.name.upper(): getattr(settings, field.name)
         for settings in (ServerSettings(), AuthSettings(), LimitSettings(), BridgeSettings())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
 from typing import NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
@@ -31,10 +34,17 @@ class Address(NamedTuple):
             raise ValidationError(f"expected host:port such as 127.0.0.1:8000, got {text!r}")
         return cls(bare, int(port))
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        return is_loopback(self.host)
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
+PLAINTEXT_HINT = "Where the network between is yours alone: ALLOW_PLAINTEXT=true"
 GRPC_LISTEN = Address("127.0.0.1", 50051)
 BRIDGE_LISTEN = Address("127.0.0.1", 8000)
 """Where the halves listen unless they are told otherwise."""
@@ -53,6 +63,29 @@ def check_http_url(url: str) -> None:
         raise ValidationError("expected a URL without a user and password")
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own, for itself only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_plaintext_url(url: str | None) -> bool:
+    """Whether what is asked for at a URL travels in plaintext, and not only on this machine."""
+    parts = urlsplit(url or "")
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+
+def check_origins(origins: list[str]) -> None:
+    """Raise ValidationError unless all are origins, none of them a wildcard."""
+    for origin in origins:
+        if origin == "*":
+            raise ValidationError("expected origins; a wildcard would let any site act with a user's cookie")
+        if not _ORIGIN.fullmatch(origin) or origin.endswith((":80", ":443")):
+            raise ValidationError(f"expected origins as browsers write them, such as https://app.test, got {origin!r}")
+
+
 class Environment(Env):
     """The process's environment. Read it all, then call `check`, which reports all that is wrong at once."""
 
@@ -65,10 +98,15 @@ class Environment(Env):
         found: Address | None = self._address(name, str(default))
         return found or default
 
-    def words(self, name: str, validate: Callable[[list[str]], None]) -> tuple[str, ...]:
+    def words(self, name: str, validate: Callable[[list[str]], None] = lambda _: None) -> tuple[str, ...]:
         """Words with commas between them, and blanks if that reads better."""
         found: list[str] | None = self.list(name, [], validate=lambda words: validate([word.strip() for word in words]))
         return tuple(word.strip() for word in found or ())
+
+    def file(self, name: str) -> Path | None:
+        """The path of a file; whether it can be read is seen when it is."""
+        text = self.text(name)
+        return None if text is None else Path(text)
 
     def text(self, name: str) -> str | None:
         """Any text. An empty one counts as none, since `docker run -e NAME=` makes such."""

@@ -5,7 +5,9 @@ A handler gets its caller from here, as an argument that nobody else passes: wit
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +17,7 @@ from chatkit_grpc.v1 import access_pb2
 
 from server.auth.access import ALWAYS_OPEN, REFLECTION, RULES, access_of
 from server.auth.authenticator import Authenticator
+from server.auth.certificates import ServiceCertificates
 from server.context import Auth
 from server.failures import abort
 from server.limits.calls import CallLimiter
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
 else:
     Handler = grpc.RpcMethodHandler  # generic in its stubs only
+Behaviour = Callable[..., Any]
 Call = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -32,8 +36,16 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
     has_reflection: whether anybody may ask which services there are.
     """
 
-    def __init__(self, authenticate: Authenticator, calls: CallLimiter, *, has_reflection: bool) -> None:
+    def __init__(
+        self,
+        authenticate: Authenticator,
+        certificates: ServiceCertificates,
+        calls: CallLimiter,
+        *,
+        has_reflection: bool,
+    ) -> None:
         self._authenticate = authenticate
+        self._certificates = certificates
         self._calls = calls
         self._open = (ALWAYS_OPEN, *REFLECTION) if has_reflection else (ALWAYS_OPEN,)
 
@@ -47,9 +59,12 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         if rpc.startswith(self._open):
             return await continuation(handler_call_details)
         access = access_of(rpc)
+        metadata = tuple(handler_call_details.invocation_metadata or ())
+        auth: Auth | None = None
         try:
-            auth = await self._authenticate(tuple(handler_call_details.invocation_metadata or ()), access)
-            await self._calls.admit(auth.user_id)
+            if not self._certificates.decide(metadata):
+                auth = await self._authenticate(metadata, access)
+                await self._calls.admit(auth.user_id)
         except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
             return _refusal(rpc, error)
         handler = await continuation(handler_call_details)
@@ -57,15 +72,38 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             return None
         if access == access_pb2.ACCESS_UNSPECIFIED:
             return _refusal(rpc, PermissionDeniedError("Nobody may call this: its schema doesn't say who may."))
-        return _for_caller(handler, auth)
+        if auth is None:
+            return _changed(handler, lambda behaviour: self._behind_certificate(rpc, behaviour))
+        return _changed(handler, lambda behaviour: partial(behaviour, auth=auth))
+
+    def _behind_certificate(self, rpc: str, behaviour: Behaviour) -> Behaviour:
+        """The behaviour for the service that calls: gRPC shows certificates to handlers only."""
+
+        async def serve(request: object, call: Call) -> object:
+            return await behaviour(request, call, auth=await self._caller(rpc, call))
+
+        async def stream(request: object, call: Call) -> AsyncGenerator[object, None]:
+            async with aclosing(behaviour(request, call, auth=await self._caller(rpc, call))) as responses:
+                async for response in responses:
+                    yield response
+
+        return stream if inspect.isasyncgenfunction(behaviour) else serve
+
+    async def _caller(self, rpc: str, call: Call) -> Auth:
+        try:
+            auth = self._certificates.caller(call)
+            await self._calls.admit(auth.user_id)
+        except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
+            await abort(rpc, call, error)
+        return auth
 
 
-def _for_caller(handler: Handler, auth: Auth) -> Handler:
-    """The handler, told who calls."""
+def _changed(handler: Handler, change: Callable[[Behaviour], Behaviour]) -> Handler:
+    """The handler with another behaviour."""
     streams = ("unary", "stream")
     kind = f"{streams[handler.request_streaming]}_{streams[handler.response_streaming]}"
     make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
-    return make(partial(getattr(handler, kind), auth=auth), handler.request_deserializer, handler.response_serializer)
+    return make(change(getattr(handler, kind)), handler.request_deserializer, handler.response_serializer)
 
 
 def _refusal(rpc: str, error: Exception) -> Handler:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from chatkit_grpc.environment import Environment, SettingsError, check_http_url
+from chatkit_grpc.environment import Environment, check_http_url, check_origins
 from environs import ValidationError
 from environs import validate as must_be
 
@@ -19,7 +19,6 @@ _EXAMPLES = re.compile(
 )
 """What secrets in documentation look like, Better Auth's own default among them."""
 _MIN_DIFFERENT_CHARACTERS = 8
-_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class AuthSettings:
     jwt_user_claim: str = "sub"
     service_audience: str | None = None
     service_scope: str | None = None
+    service_certificates: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
 
     @classmethod
@@ -51,7 +51,8 @@ class AuthSettings:
             "jwt_user_claim": env.str("JWT_USER_CLAIM", default.jwt_user_claim, validate=must_be.Length(1, 100)),
             "service_audience": env.text("SERVICE_AUDIENCE"),
             "service_scope": env.text("SERVICE_SCOPE"),
-            "allowed_origins": env.words("ALLOWED_ORIGINS", validate=_origins),
+            "service_certificates": env.words("SERVICE_CERTIFICATES"),
+            "allowed_origins": env.words("ALLOWED_ORIGINS", validate=check_origins),
         }
         return cls(**settings)
 
@@ -75,11 +76,9 @@ class AuthSettings:
         """Whether there is something to check tokens with."""
         return bool(self.key_set_url or self.better_auth_secret)
 
-    def check(self, environment: str) -> None:
-        """Raise SettingsError for what would let in the wrong people, or nobody at all."""
-        problems = [*self._problems(), *([] if environment == DEVELOPMENT else self._problems_of_production())]
-        if problems:
-            raise SettingsError("\n".join(problems))
+    def problems(self, environment: str) -> list[str]:
+        """What would let in the wrong people, or nobody at all, a line for each setting that is wrong."""
+        return [*self._problems(), *([] if environment == DEVELOPMENT else self._problems_of_production())]
 
     def _problems(self) -> list[str]:
         problems = []
@@ -124,11 +123,3 @@ def _base_url(url: str) -> None:
     check_http_url(url)
     if url.rstrip("/").endswith("/api/auth") or "?" in url or "#" in url:
         raise ValidationError("expected where Better Auth is, without /api/auth, such as https://login.example.com")
-
-
-def _origins(origins: list[str]) -> None:
-    for origin in origins:
-        if origin == "*":
-            raise ValidationError("expected origins; a wildcard would let any site act with a user's cookie")
-        if not _ORIGIN.fullmatch(origin) or origin.endswith((":80", ":443")):
-            raise ValidationError(f"expected origins as browsers write them, such as https://app.test, got {origin!r}")

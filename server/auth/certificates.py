@@ -1,0 +1,52 @@
+"""Services that are known by their certificates: mutual TLS in place of a token, where SERVICE_CERTIFICATES names them.
+
+Only a call that comes from the service itself counts. What a bridge passes on says so (`chatkit-host`): its own
+certificate is no page's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import Any
+
+import grpc
+from chatkit_grpc.errors import AuthenticationError
+from chatkit_grpc.services import HOST_KEY, USER_HEADER, Metadata
+
+from server.auth.acting import named_user, no_service
+from server.context import Auth
+
+_OTHER_CREDENTIALS = frozenset({"authorization", "cookie", HOST_KEY})
+
+log = logging.getLogger(__name__)
+
+
+class ServiceCertificates:
+    """The certificates of services, by their names: the alternative names of a certificate, or else its common name."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(names)
+
+    def decide(self, metadata: Metadata) -> bool:
+        """Whether it is a call's certificate that says who makes it: it names a user, and brings nothing else."""
+        keys = {key for key, _ in metadata}
+        return bool(self._names) and USER_HEADER in keys and not keys & _OTHER_CREDENTIALS
+
+    def caller(self, call: grpc.aio.ServicerContext[Any, Any]) -> Auth:
+        """The user for whom a service calls.
+
+        Raises AuthenticationError without a certificate, PermissionDeniedError for one that is no service's, and
+        ValidationError for a user's id that can't be.
+        """
+        names = [name.decode(errors="replace") for name in call.peer_identities() or ()]
+        if not names:
+            raise AuthenticationError("Log in first: no token came with the call.", metadata={"cause": "missing"})
+        service = next((name for name in names if name in self._names), None)
+        if service is None:
+            raise no_service()
+        user_id = named_user(tuple(call.invocation_metadata() or ()))
+        if user_id is None:
+            raise no_service()
+        log.info("%s acts for %s", service, user_id)
+        return Auth(user_id, "service", service=service)
