@@ -11,8 +11,21 @@ from chatkit_grpc.services import SERVICES
 
 from bridge.settings import Settings
 
-# Made again where a server can't be reached or breaks off: they change nothing, or nothing the second time.
-_REPEATABLE = frozenset({"GetThread", "ListThreads", "ListItems", "CancelRun", "AcknowledgeRun"})
+# Made again where a server can't be reached or breaks off: they change nothing, or nothing the second time. (What
+# starts a run is made again by LastingCall, with its request_id; gRPC itself makes again whatever no server has seen.)
+_REPEATABLE = frozenset(
+    {
+        "GetThread",
+        "ListThreads",
+        "ListItems",
+        "CancelRun",
+        "AcknowledgeRun",
+        "UpdateThread",
+        "DeleteThread",  # which knows that it may have been done before
+        "AddFeedback",
+        "Transcribe",
+    }
+)
 _REPEATS = {
     "maxAttempts": 4,
     "initialBackoff": "0.1s",

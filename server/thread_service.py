@@ -9,6 +9,7 @@ from typing import Any
 from chatkit.server import DEFAULT_PAGE_SIZE, ChatKitServer
 from chatkit.types import FeedbackKind, Page
 from chatkit_grpc.errors import NotFoundError
+from chatkit_grpc.services import ATTEMPTS_KEY
 from chatkit_grpc.v1 import thread_service_pb2 as pb
 from chatkit_grpc.v1.event_pb2 import ThreadStreamEvent, ThreadUpdatedEvent
 from chatkit_grpc.v1.item_pb2 import ThreadItem
@@ -82,8 +83,13 @@ class ThreadService:
     async def delete_thread(self, request: pb.DeleteThreadRequest, context: RequestContext) -> pb.DeleteThreadResponse:
         """Delete a thread with all that is on it, an answer that is being made included."""
         thread = ThreadKey(context["user_id"], request.thread_id)
-        await self._in_progress.stop(thread)
-        await self._store.delete_thread(request.thread_id, context)
+        try:
+            await self._in_progress.stop(thread)
+            await self._store.delete_thread(request.thread_id, context)
+        except NotFoundError:
+            # The same call may have been made before, by a server that died with the answer.
+            if ATTEMPTS_KEY not in context.request.headers:
+                raise
         return pb.DeleteThreadResponse()
 
     async def list_items(self, request: pb.ListItemsRequest, context: RequestContext) -> pb.ListItemsResponse:
