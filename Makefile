@@ -62,6 +62,7 @@ breaking: .venv/installed ## fail where a change to the protos would break a cli
 
 bench: .venv/installed ## compare the SDK in-process with bridge + server, side by side
 	@$(BIN)/python -m tests.load.bench
+	@$(BIN)/python -m tests.load.bench_store
 
 # About 40 minutes; `make faults SCALE=0.1` is a tenth of it.
 SCALE ?= 1

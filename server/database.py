@@ -66,17 +66,18 @@ class Database:
         round trip that would reset it: change nothing that lives as long as a session (SET, LISTEN, advisory locks).
     url: where it is, password included.
     description: where it is, for people to read.
+    timeout: how many seconds a statement may take, the wait for a connection included.
     """
 
     def __init__(self, pool: Pool, url: str, description: str, timeout: float) -> None:
         self.pool = pool
         self.url = url
         self.description = description
-        self._timeout = timeout
+        self.timeout = timeout
 
     async def fetch(self, statement: str, *values: object) -> list[asyncpg.Record]:
         """All rows of a statement."""
-        return await translated(self._fetch(statement, values, self._timeout))
+        return await translated(self._fetch(statement, values, self.timeout))
 
     async def fetchrow(self, statement: str, *values: object) -> asyncpg.Record | None:
         """The first row of a statement, if there is one."""
@@ -97,11 +98,16 @@ class Database:
         # the connection back: a server that fell silent doesn't answer to a cancel either.
         try:
             async with asyncio.timeout(seconds), self.pool.acquire(timeout=seconds) as connection:
-                return await connection.fetch(statement, *map(storable, values))
+                return await self._run(connection, statement, values)
         except _LOST:
             # The others are likely lost too. They are replaced before their next use, and fail nobody else.
             await self.pool.expire_connections()
             raise
+
+    async def _run(
+        self, connection: PoolConnection, statement: str, values: tuple[object, ...]
+    ) -> list[asyncpg.Record]:
+        return await connection.fetch(statement, *map(storable, values))
 
 
 class PooledConnection(Connection):

@@ -39,6 +39,7 @@ class Settings:
     database_pool_size: int = 10
     database_statement_cache: bool = True
     database_timeout_seconds: float = 30.0
+    row_level_security: bool = False
     grpc_listen: Address = DEFAULT_LISTEN
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -80,6 +81,7 @@ class Settings:
             "database_timeout_seconds": env.float(
                 "DATABASE_TIMEOUT_SECONDS", default.database_timeout_seconds, validate=must_be.Range(0.1, 3600)
             ),
+            "row_level_security": env.bool("ROW_LEVEL_SECURITY", default.row_level_security),
             "grpc_listen": env.address("GRPC_LISTEN", default.grpc_listen),
             "tls_certificate": env.file("TLS_CERTIFICATE"),
             "tls_key": env.file("TLS_KEY"),

@@ -56,6 +56,7 @@ from server import records, statements
 from server import store as store_module
 from server.context import RequestContext
 from server.database import Database, open_database
+from server.row_security import wall_off
 from server.runs import statements as run_statements
 from server.settings import Settings
 from server.store import PostgresStore
@@ -67,6 +68,13 @@ BASE: dict[str, Any] = {"thread_id": "thr_1", "created_at": NOW}
 ATTACHMENT = ImageAttachment(
     id="atc_1", name="a.png", mime_type="image/png", preview_url=AnyUrl("https://x.test/a"), metadata={"bucket": "b"}
 )
+
+
+@pytest.fixture(params=["plain", "behind the wall"])
+async def store(database: Database, request: pytest.FixtureRequest) -> PostgresStore:
+    """As servers have it, with and without ROW_LEVEL_SECURITY."""
+    return PostgresStore(database if request.param == "plain" else await wall_off(database))
+
 
 BASIC = BasicRoot(children=DynamicWidgetComponent.model_validate({"type": "Odd", "x": 1}))
 

@@ -1,0 +1,56 @@
+"""The second wall between users: PostgreSQL itself shows the store one user's rows, whatever a statement says.
+
+It holds behind PgBouncer too, since who is asked for is said inside the transaction. It costs three round trips for
+each statement of the store (figures in docs/security.md), and is off unless ROW_LEVEL_SECURITY says otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asyncpg
+from chatkit_grpc.environment import SettingsError
+from chatkit_grpc.errors import DatabaseError
+
+from server.database import Database, PoolConnection, translated
+
+_SETUP = Path(__file__).with_name("row_security.sql")
+# One wall at a time: servers that start together take turns. The number spells "rows".
+_TAKE_TURNS = "select pg_advisory_xact_lock(1919907699)"
+_BECOME_USER = """
+select set_config('chatkit_grpc.user_id', $1, true), set_config('role', 'chatkit_grpc_user', true)
+"""
+
+
+class WalledDatabase(Database):
+    """A database of which each statement sees one user's rows: those of its first value."""
+
+    async def _run(
+        self, connection: PoolConnection, statement: str, values: tuple[object, ...]
+    ) -> list[asyncpg.Record]:
+        async with connection.transaction():
+            await connection.fetch(_BECOME_USER, values[0])
+            return await super()._run(connection, statement, values)
+
+
+async def wall_off(database: Database) -> WalledDatabase:
+    """The database behind the wall, which is built where it isn't there yet.
+
+    Raises SettingsError where the server's user may not build it, and DatabaseError.
+    """
+    try:
+        await translated(_build(database))
+    except DatabaseError as error:
+        if error.metadata.get("sqlstate") != "42501":
+            raise
+        raise SettingsError(
+            "ROW_LEVEL_SECURITY: the database's user may not do what it needs: own the tables, and create a role. "
+            "Let an administrator run server/row_security.sql once"
+        ) from None
+    return WalledDatabase(database.pool, database.url, database.description, database.timeout)
+
+
+async def _build(database: Database) -> None:
+    async with database.pool.acquire() as connection, connection.transaction():
+        await connection.execute(_TAKE_TURNS)
+        await connection.execute(_SETUP.read_text("utf-8"))

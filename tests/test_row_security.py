@@ -1,0 +1,166 @@
+"""The second wall between users: what a statement that forgot its user would see, write and leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from chatkit.types import ThreadMetadata
+from chatkit_grpc.environment import SettingsError
+from chatkit_grpc.errors import DatabaseError
+
+from server import statements
+from server.app import open_server
+from server.database import Database
+from server.row_security import WalledDatabase, wall_off
+from server.store import PostgresStore, RecordNotFoundError
+from tests.database import context_of, execute
+from tests.scripted import ScriptedServer
+from tests.system import ANY_PORT, IMPATIENT, open_system
+from tests.test_bridge import a_thread, body_of, post
+
+TABLES = ("chat_sessions", "chat_messages", "attachments", "feedback", "runs", "run_events", "thread_events")
+
+
+@pytest.fixture
+async def walled(database: Database) -> WalledDatabase:
+    """Two users have a thread each."""
+    walled = await wall_off(database)
+    store = PostgresStore(walled)
+    for user in ("alice", "bob"):
+        thread = ThreadMetadata(id=f"thr_{user}", created_at=datetime.now())
+        await store.save_thread(thread, context_of(user))
+    return walled
+
+
+async def test_a_statement_without_its_user_sees_one_users_rows(walled: WalledDatabase) -> None:
+    everything = "select session_id from chat_sessions where $1 <> ''"
+    assert [row["session_id"] for row in await walled.fetch(everything, "alice")] == ["thr_alice"]
+    assert await walled.fetch(everything, "nobody") == []
+    changed = await walled.fetch("update chat_sessions set title = $1 returning session_id", "alice")
+    assert [row["session_id"] for row in changed] == ["thr_alice"]
+    assert len(await walled.fetch("delete from chat_sessions where $1 = 'bob' returning 1", "bob")) == 1
+
+
+async def test_a_store_whose_statement_forgot_its_user_finds_nobody_elses_thread(
+    walled: WalledDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    careless = statements.LOAD_THREAD.replace("where user_id = $1 and", "where $1 <> '' and")
+    assert careless != statements.LOAD_THREAD
+    monkeypatch.setattr(statements, "LOAD_THREAD", careless)
+    store, alice = PostgresStore(walled), context_of("alice")
+    assert (await store.load_thread("thr_alice", alice)).id == "thr_alice"
+    with pytest.raises(RecordNotFoundError):
+        await store.load_thread("thr_bob", alice)
+
+
+async def test_nothing_can_be_written_for_somebody_else(walled: WalledDatabase) -> None:
+    with pytest.raises(DatabaseError, match="42501"):
+        await walled.fetch("insert into chat_sessions (user_id, session_id) select 'bob', $1", "alice")
+    with pytest.raises(DatabaseError, match="42501"):
+        await walled.fetch("update chat_sessions set user_id = 'bob' where user_id = $1", "alice")
+
+
+async def test_who_says_no_user_sees_nothing(walled: WalledDatabase, database: Database) -> None:
+    async with database.pool.acquire() as connection, connection.transaction():
+        await connection.execute("set local role chatkit_grpc_user")
+        for table in TABLES:
+            assert await connection.fetchval(f"select count(*) from {table}") == 0  # noqa: S608 # names of tables
+
+
+async def test_every_table_with_users_is_behind_the_wall(walled: WalledDatabase, database: Database) -> None:
+    rows = await database.fetch(
+        """
+        select attrelid::regclass::text as name from pg_attribute join pg_class on pg_class.oid = attrelid
+        where attname = 'user_id' and relkind = 'r' and not relrowsecurity
+        """
+    )
+    # What the store's role may not touch at all.
+    assert {row["name"] for row in rows} == {"rate_limits", "token_usage"}
+    with pytest.raises(DatabaseError, match="42501"):
+        await walled.fetch("select 1 from rate_limits where user_id = $1", "alice")
+
+
+async def test_a_connection_is_nobodys_afterwards(walled: WalledDatabase) -> None:
+    for _ in range(20):
+        await walled.fetch("select $1::text", "alice")
+        with pytest.raises(DatabaseError):
+            await walled.fetch("select $1::integer / 0", "alice")
+    async with AsyncExitStack() as stack:
+        for _ in range(walled.pool.get_size()):
+            connection = await stack.enter_async_context(walled.pool.acquire())
+            row = await connection.fetchrow(
+                "select current_user = session_user as is_itself, current_setting('chatkit_grpc.user_id', true) as who"
+            )
+            assert row is not None
+            assert row["is_itself"]
+            assert not row["who"]
+
+
+async def test_building_it_again_changes_nothing_whoever_does_it_at_the_same_time(database: Database) -> None:
+    await asyncio.gather(*(wall_off(database) for _ in range(5)))
+    before = await database.fetch("select oid, polname from pg_policy order by oid")
+    await wall_off(database)
+    assert await database.fetch("select oid, polname from pg_policy order by oid") == before
+    assert len(before) == len(TABLES)
+
+
+async def test_a_server_whose_user_may_not_build_it_says_what_to_do(empty_database_url: str) -> None:
+    """As in production: the server's user owns the tables, and may create nothing beside."""
+    name = urlsplit(empty_database_url).path.removeprefix("/")
+    user = f"owner_{name}"
+    await execute(
+        empty_database_url,
+        f"create role {user} login password 'x'",
+        f"alter database {name} owner to {user}",
+    )
+    try:
+        parts = urlsplit(empty_database_url)
+        url = parts._replace(netloc=f"{user}:x@{parts.netloc.rpartition('@')[2]}").geturl()
+        settings = replace(IMPATIENT, database_url=url, grpc_listen=ANY_PORT, row_level_security=True)
+        with pytest.raises(SettingsError, match="ROW_LEVEL_SECURITY: the database's user may not"):
+            async with open_server(settings, ScriptedServer):
+                pass
+        # What the administrator then does.
+        await execute(
+            empty_database_url,
+            "do $$ begin create role chatkit_grpc_user; exception when duplicate_object then null; end $$",
+            f"grant chatkit_grpc_user to {user}",
+        )
+        async with open_server(settings, ScriptedServer) as server:
+            thread = ThreadMetadata(id="thr_1", created_at=datetime.now())
+            await server.store.save_thread(thread, context_of("alice"))
+            assert (await server.store.load_thread("thr_1", context_of("alice"))).id == "thr_1"
+    finally:
+        await execute(
+            empty_database_url,
+            f"revoke chatkit_grpc_user from {user}",
+            f"reassign owned by {user} to current_user",
+            f"drop owned by {user}",
+            f"drop role {user}",
+        )
+
+
+async def test_the_whole_system_works_behind_the_wall(database_url: str) -> None:
+    settings = replace(IMPATIENT, row_level_security=True)
+    async with open_system(database_url, ScriptedServer, server=settings) as system:
+        assert isinstance(system.server.store._database, WalledDatabase)
+        thread_id, events = await a_thread(system, "everything")
+        assert events[-1]["type"] != "internal"
+        page = (await post(system, body_of("items.list", thread_id=thread_id))).json()
+        ids = [page["data"][-1]["id"]]
+        asked: list[tuple[str, dict[str, Any]]] = [
+            ("threads.get_by_id", {}),
+            ("threads.update", {"title": "new"}),
+            ("items.feedback", {"item_ids": ids, "kind": "positive"}),
+            ("threads.delete", {}),
+        ]
+        for operation, params in asked:
+            answer = await post(system, body_of(operation, thread_id=thread_id, **params))
+            assert answer.status_code == 200, answer.text
+        assert await system.server.database.fetch("select from runs") == []
