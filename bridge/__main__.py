@@ -24,8 +24,8 @@ def main() -> int:
     except SettingsError as error:
         return refuse("bridge", error)
     notice_who_vanishes(listener)
-    start_logging(settings.log_level)
-    if settings.log_level == "INFO":
+    start_logging(settings.log_level, "bridge")
+    if settings.log_level in {"DEBUG", "INFO"}:
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # at INFO it says what we say below
     log.info("HTTP on %s, server at %s", settings.bridge_listen, settings.grpc_target)
     settle()

@@ -25,7 +25,8 @@ def main() -> int:
         settings = Settings.from_env()
     except SettingsError as error:
         return refuse("server", error)
-    start_logging(settings.log_level)
+    # Of an assistant of one's own the level counts as well.
+    start_logging(settings.log_level, "server", settings.chatkit_server.partition(":")[0].partition(".")[0])
     _quieten_libraries()
     stop_with_parent()
     return _run(settings)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 else:
     Connection = PoolConnection = asyncpg.Connection
 
+Record = asyncpg.Record
+"""A row."""
+
 T = TypeVar("T")
 
 PING_TIMEOUT_SECONDS = 5.0

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import asyncpg
 from chatkit_grpc.environment import SettingsError
 from chatkit_grpc.errors import DatabaseError
 
-from server.database import Database, PoolConnection, translated
+from server.database import Database, PoolConnection, Record, translated
 
 _SETUP = Path(__file__).with_name("row_security.sql")
 # One wall at a time: servers that start together take turns. The number spells "rows".
@@ -25,9 +24,7 @@ select set_config('chatkit_grpc.user_id', $1, true), set_config('role', 'chatkit
 class WalledDatabase(Database):
     """A database of which each statement sees one user's rows: those of its first value."""
 
-    async def _run(
-        self, connection: PoolConnection, statement: str, values: tuple[object, ...]
-    ) -> list[asyncpg.Record]:
+    async def _run(self, connection: PoolConnection, statement: str, values: tuple[object, ...]) -> list[Record]:
         async with connection.transaction():
             await connection.fetch(_BECOME_USER, values[0])
             return await super()._run(connection, statement, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -21,6 +22,8 @@ from server.failures import abort
 from server.limits.deadline import Deadline
 from server.limits.settings import LimitSettings
 from server.limits.sizes import check_sizes
+
+log = logging.getLogger(__name__)
 
 _CREDENTIALS = frozenset({"authorization", "cookie"})
 
@@ -90,6 +93,7 @@ class ServiceAdapter:
             request = request_type.FromString(body)
         except DecodeError:
             raise ValidationError.at("$", f"expected a {request_type.DESCRIPTOR.full_name}") from None
+        log.debug("%s for %s: %s", rpc, auth.user_id, request)
         codec.check(request)
         check_sizes(request, self._limits)
         return request, RequestContext.of(auth, _request_info(rpc, metadata))

@@ -11,7 +11,21 @@ import sys
 import threading
 
 from chatkit_grpc.environment import Address, SettingsError
+from chatkit_grpc.redaction import RedactingFormatter
 
+NEVER_AT_DEBUG = (
+    "asyncio",
+    "asyncpg",
+    "grpc",
+    "httpcore",
+    "httpx",
+    "httpx2",
+    "httpcore2",
+    "openai",
+    "openai.agents",
+    "uvicorn",
+)
+"""Libraries whose DEBUG is no help to an operator."""
 WITH_PARENT = "--with-parent"
 """The argument that ties a process to the one that holds the other end of its standard input."""
 
@@ -28,9 +42,17 @@ def bound_socket(setting: str, address: Address) -> socket.socket:
     return bound
 
 
-def start_logging(level: str) -> None:
-    """Log to standard error, in lines that a person reads."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def start_logging(level: str, *packages: str) -> None:
+    """Log to standard error, in lines that a person reads, and without what people say.
+
+    packages: those for which the level counts. For all others it is INFO at least, since what they say at DEBUG holds
+        bodies, headers and rows.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level="INFO" if level == "DEBUG" else level, handlers=[handler])
+    for name in ("chatkit_grpc", *packages):
+        logging.getLogger(name).setLevel(level)
 
 
 def refuse(program: str, error: Exception) -> int:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n chatkit_grpc/v1/attachment.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/json.proto\"\xac\x01\n\nAttachment\x12\x39\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1f.chatkit_grpc.v1.FileAttachmentB\x08\xa2\xbb\x18\x04\x66ileH\x00\x12<\n\x05image\x18\x02 \x01(\x0b\x32 .chatkit_grpc.v1.ImageAttachmentB\t\xa2\xbb\x18\x05imageH\x00\x12\x17\n\x07unknown\x18\x0f \x01(\tB\x04\xb8\xbb\x18\x01H\x00\x42\x0c\n\nattachment\"\xc6\x01\n\x0e\x46ileAttachment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12K\n\x11upload_descriptor\x18\x04 \x01(\x0b\x32+.chatkit_grpc.v1.AttachmentUploadDescriptorH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x14\n\x12_upload_descriptorB\x0c\n\n_thread_id\"\xdc\x01\n\x0fImageAttachment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12K\n\x11upload_descriptor\x18\x04 \x01(\x0b\x32+.chatkit_grpc.v1.AttachmentUploadDescriptorH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x0bpreview_url\x18\x06 \x01(\tB\x14\n\x12_upload_descriptorB\x0c\n\n_thread_id\"\xd3\x01\n\x1a\x41ttachmentUploadDescriptor\x12\x0b\n\x03url\x18\x01 \x01(\t\x12-\n\x06method\x18\x02 \x01(\x0e\x32\x1d.chatkit_grpc.v1.UploadMethod\x12I\n\x07headers\x18\x03 \x03(\x0b\x32\x38.chatkit_grpc.v1.AttachmentUploadDescriptor.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*o\n\x0cUploadMethod\x12\x1d\n\x19UPLOAD_METHOD_UNSPECIFIED\x10\x00\x12 \n\x12UPLOAD_METHOD_POST\x10\x01\x1a\x08\x92\xbd\x18\x04POST\x12\x1e\n\x11UPLOAD_METHOD_PUT\x10\x02\x1a\x07\x92\xbd\x18\x03PUTb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n chatkit_grpc/v1/attachment.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/json.proto\"\xaf\x01\n\nAttachment\x12\x39\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1f.chatkit_grpc.v1.FileAttachmentB\x08\xa2\xbb\x18\x04\x66ileH\x00\x12<\n\x05image\x18\x02 \x01(\x0b\x32 .chatkit_grpc.v1.ImageAttachmentB\t\xa2\xbb\x18\x05imageH\x00\x12\x1a\n\x07unknown\x18\x0f \x01(\tB\x07\x80\x01\x01\xb8\xbb\x18\x01H\x00\x42\x0c\n\nattachment\"\xcb\x01\n\x0e\x46ileAttachment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12K\n\x11upload_descriptor\x18\x04 \x01(\x0b\x32+.chatkit_grpc.v1.AttachmentUploadDescriptorH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x14\n\x12_upload_descriptorB\x0c\n\n_thread_id\"\xe6\x01\n\x0fImageAttachment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12K\n\x11upload_descriptor\x18\x04 \x01(\x0b\x32+.chatkit_grpc.v1.AttachmentUploadDescriptorH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x18\n\x0bpreview_url\x18\x06 \x01(\tB\x03\x80\x01\x01\x42\x14\n\x12_upload_descriptorB\x0c\n\n_thread_id\"\xdd\x01\n\x1a\x41ttachmentUploadDescriptor\x12\x10\n\x03url\x18\x01 \x01(\tB\x03\x80\x01\x01\x12-\n\x06method\x18\x02 \x01(\x0e\x32\x1d.chatkit_grpc.v1.UploadMethod\x12N\n\x07headers\x18\x03 \x03(\x0b\x32\x38.chatkit_grpc.v1.AttachmentUploadDescriptor.HeadersEntryB\x03\x80\x01\x01\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*o\n\x0cUploadMethod\x12\x1d\n\x19UPLOAD_METHOD_UNSPECIFIED\x10\x00\x12 \n\x12UPLOAD_METHOD_POST\x10\x01\x1a\x08\x92\xbd\x18\x04POST\x12\x1e\n\x11UPLOAD_METHOD_PUT\x10\x02\x1a\x07\x92\xbd\x18\x03PUTb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,19 +41,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHMENT'].fields_by_name['image']._loaded_options = None
   _globals['_ATTACHMENT'].fields_by_name['image']._serialized_options = b'\242\273\030\005image'
   _globals['_ATTACHMENT'].fields_by_name['unknown']._loaded_options = None
-  _globals['_ATTACHMENT'].fields_by_name['unknown']._serialized_options = b'\270\273\030\001'
+  _globals['_ATTACHMENT'].fields_by_name['unknown']._serialized_options = b'\200\001\001\270\273\030\001'
+  _globals['_FILEATTACHMENT'].fields_by_name['name']._loaded_options = None
+  _globals['_FILEATTACHMENT'].fields_by_name['name']._serialized_options = b'\200\001\001'
+  _globals['_IMAGEATTACHMENT'].fields_by_name['name']._loaded_options = None
+  _globals['_IMAGEATTACHMENT'].fields_by_name['name']._serialized_options = b'\200\001\001'
+  _globals['_IMAGEATTACHMENT'].fields_by_name['preview_url']._loaded_options = None
+  _globals['_IMAGEATTACHMENT'].fields_by_name['preview_url']._serialized_options = b'\200\001\001'
   _globals['_ATTACHMENTUPLOADDESCRIPTOR_HEADERSENTRY']._loaded_options = None
   _globals['_ATTACHMENTUPLOADDESCRIPTOR_HEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_UPLOADMETHOD']._serialized_start=894
-  _globals['_UPLOADMETHOD']._serialized_end=1005
+  _globals['_ATTACHMENTUPLOADDESCRIPTOR'].fields_by_name['url']._loaded_options = None
+  _globals['_ATTACHMENTUPLOADDESCRIPTOR'].fields_by_name['url']._serialized_options = b'\200\001\001'
+  _globals['_ATTACHMENTUPLOADDESCRIPTOR'].fields_by_name['headers']._loaded_options = None
+  _globals['_ATTACHMENTUPLOADDESCRIPTOR'].fields_by_name['headers']._serialized_options = b'\200\001\001'
+  _globals['_UPLOADMETHOD']._serialized_start=922
+  _globals['_UPLOADMETHOD']._serialized_end=1033
   _globals['_ATTACHMENT']._serialized_start=82
-  _globals['_ATTACHMENT']._serialized_end=254
-  _globals['_FILEATTACHMENT']._serialized_start=257
-  _globals['_FILEATTACHMENT']._serialized_end=455
-  _globals['_IMAGEATTACHMENT']._serialized_start=458
-  _globals['_IMAGEATTACHMENT']._serialized_end=678
-  _globals['_ATTACHMENTUPLOADDESCRIPTOR']._serialized_start=681
-  _globals['_ATTACHMENTUPLOADDESCRIPTOR']._serialized_end=892
-  _globals['_ATTACHMENTUPLOADDESCRIPTOR_HEADERSENTRY']._serialized_start=846
-  _globals['_ATTACHMENTUPLOADDESCRIPTOR_HEADERSENTRY']._serialized_end=892
+  _globals['_ATTACHMENT']._serialized_end=257
+  _globals['_FILEATTACHMENT']._serialized_start=260
+  _globals['_FILEATTACHMENT']._serialized_end=463
+  _globals['_IMAGEATTACHMENT']._serialized_start=466
+  _globals['_IMAGEATTACHMENT']._serialized_end=696
+  _globals['_ATTACHMENTUPLOADDESCRIPTOR']._serialized_start=699
+  _globals['_ATTACHMENTUPLOADDESCRIPTOR']._serialized_end=920
+  _globals['_ATTACHMENTUPLOADDESCRIPTOR_HEADERSENTRY']._serialized_start=874
+  _globals['_ATTACHMENTUPLOADDESCRIPTOR_HEADERSENTRY']._serialized_end=920
 # @@protoc_insertion_point(module_scope)

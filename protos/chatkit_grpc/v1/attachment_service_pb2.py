@@ -27,7 +27,7 @@ from chatkit_grpc.v1 import attachment_pb2 as chatkit__grpc_dot_v1_dot_attachmen
 from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(chatkit_grpc/v1/attachment_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a chatkit_grpc/v1/attachment.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\"^\n\x17\x43reateAttachmentRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x16\n\x04size\x18\x02 \x01(\x03\x42\x08\xb0\xbb\x18\x01\xc0\xbb\x18\x00\x12\x17\n\tmime_type\x18\x03 \x01(\tB\x04\xb0\xbb\x18\x01\"Q\n\x18\x43reateAttachmentResponse\x12/\n\nattachment\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.Attachment:\x04\xc0\xbc\x18\x01\"6\n\x17\x44\x65leteAttachmentRequest\x12\x1b\n\rattachment_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x1a\n\x18\x44\x65leteAttachmentResponse2\xf1\x01\n\x11\x41ttachmentService\x12m\n\x10\x43reateAttachment\x12(.chatkit_grpc.v1.CreateAttachmentRequest\x1a).chatkit_grpc.v1.CreateAttachmentResponse\"\x04\xe0\xbd\x18\x02\x12m\n\x10\x44\x65leteAttachment\x12(.chatkit_grpc.v1.DeleteAttachmentRequest\x1a).chatkit_grpc.v1.DeleteAttachmentResponse\"\x04\xe0\xbd\x18\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(chatkit_grpc/v1/attachment_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a chatkit_grpc/v1/attachment.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\"a\n\x17\x43reateAttachmentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\x80\x01\x01\xb0\xbb\x18\x01\x12\x16\n\x04size\x18\x02 \x01(\x03\x42\x08\xb0\xbb\x18\x01\xc0\xbb\x18\x00\x12\x17\n\tmime_type\x18\x03 \x01(\tB\x04\xb0\xbb\x18\x01\"Q\n\x18\x43reateAttachmentResponse\x12/\n\nattachment\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.Attachment:\x04\xc0\xbc\x18\x01\"6\n\x17\x44\x65leteAttachmentRequest\x12\x1b\n\rattachment_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x1a\n\x18\x44\x65leteAttachmentResponse2\xf1\x01\n\x11\x41ttachmentService\x12m\n\x10\x43reateAttachment\x12(.chatkit_grpc.v1.CreateAttachmentRequest\x1a).chatkit_grpc.v1.CreateAttachmentResponse\"\x04\xe0\xbd\x18\x02\x12m\n\x10\x44\x65leteAttachment\x12(.chatkit_grpc.v1.DeleteAttachmentRequest\x1a).chatkit_grpc.v1.DeleteAttachmentResponse\"\x04\xe0\xbd\x18\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatkit_grpc.v1.attachment_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEATTACHMENTREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_CREATEATTACHMENTREQUEST'].fields_by_name['name']._serialized_options = b'\260\273\030\001'
+  _globals['_CREATEATTACHMENTREQUEST'].fields_by_name['name']._serialized_options = b'\200\001\001\260\273\030\001'
   _globals['_CREATEATTACHMENTREQUEST'].fields_by_name['size']._loaded_options = None
   _globals['_CREATEATTACHMENTREQUEST'].fields_by_name['size']._serialized_options = b'\260\273\030\001\300\273\030\000'
   _globals['_CREATEATTACHMENTREQUEST'].fields_by_name['mime_type']._loaded_options = None
@@ -49,13 +49,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHMENTSERVICE'].methods_by_name['DeleteAttachment']._loaded_options = None
   _globals['_ATTACHMENTSERVICE'].methods_by_name['DeleteAttachment']._serialized_options = b'\340\275\030\002'
   _globals['_CREATEATTACHMENTREQUEST']._serialized_start=153
-  _globals['_CREATEATTACHMENTREQUEST']._serialized_end=247
-  _globals['_CREATEATTACHMENTRESPONSE']._serialized_start=249
-  _globals['_CREATEATTACHMENTRESPONSE']._serialized_end=330
-  _globals['_DELETEATTACHMENTREQUEST']._serialized_start=332
-  _globals['_DELETEATTACHMENTREQUEST']._serialized_end=386
-  _globals['_DELETEATTACHMENTRESPONSE']._serialized_start=388
-  _globals['_DELETEATTACHMENTRESPONSE']._serialized_end=414
-  _globals['_ATTACHMENTSERVICE']._serialized_start=417
-  _globals['_ATTACHMENTSERVICE']._serialized_end=658
+  _globals['_CREATEATTACHMENTREQUEST']._serialized_end=250
+  _globals['_CREATEATTACHMENTRESPONSE']._serialized_start=252
+  _globals['_CREATEATTACHMENTRESPONSE']._serialized_end=333
+  _globals['_DELETEATTACHMENTREQUEST']._serialized_start=335
+  _globals['_DELETEATTACHMENTREQUEST']._serialized_end=389
+  _globals['_DELETEATTACHMENTRESPONSE']._serialized_start=391
+  _globals['_DELETEATTACHMENTRESPONSE']._serialized_end=417
+  _globals['_ATTACHMENTSERVICE']._serialized_start=420
+  _globals['_ATTACHMENTSERVICE']._serialized_end=661
 # @@protoc_insertion_point(module_scope)

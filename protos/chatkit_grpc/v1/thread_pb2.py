@@ -27,15 +27,17 @@ from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hatkit_grpc/v1/thread.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x02\n\x06Thread\x12\x12\n\x05title\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\n\n\x02id\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06status\x18\x04 \x01(\x0b\x32\x1d.chatkit_grpc.v1.ThreadStatus\x12H\n\x15\x61llowed_image_domains\x18\x05 \x01(\x0b\x32$.chatkit_grpc.v1.AllowedImageDomainsH\x01\x88\x01\x01\x12.\n\x05items\x18\x06 \x01(\x0b\x32\x1f.chatkit_grpc.v1.ThreadItemPage\x12\x16\n\x08metadata\x18\x07 \x01(\tB\x04\xa8\xbb\x18\x01\x42\x08\n\x06_titleB\x18\n\x16_allowed_image_domains\",\n\x13\x41llowedImageDomains\x12\x0f\n\x07\x64omains\x18\x01 \x03(\t:\x04\xc0\xbc\x18\x01\"k\n\x0eThreadItemPage\x12)\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"\xe8\x01\n\x0cThreadStatus\x12;\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32\x1d.chatkit_grpc.v1.ActiveStatusB\n\xa2\xbb\x18\x06\x61\x63tiveH\x00\x12;\n\x06locked\x18\x02 \x01(\x0b\x32\x1d.chatkit_grpc.v1.LockedStatusB\n\xa2\xbb\x18\x06lockedH\x00\x12;\n\x06\x63losed\x18\x03 \x01(\x0b\x32\x1d.chatkit_grpc.v1.ClosedStatusB\n\xa2\xbb\x18\x06\x63losedH\x00\x12\x17\n\x07unknown\x18\x0f \x01(\tB\x04\xb8\xbb\x18\x01H\x00\x42\x08\n\x06status\"\x0e\n\x0c\x41\x63tiveStatus\".\n\x0cLockedStatus\x12\x13\n\x06reason\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_reason\".\n\x0c\x43losedStatus\x12\x13\n\x06reason\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_reason*=\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\r\n\tORDER_ASC\x10\x01\x12\x0e\n\nORDER_DESC\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hatkit_grpc/v1/thread.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x02\n\x06Thread\x12\x17\n\x05title\x18\x01 \x01(\tB\x03\x80\x01\x01H\x00\x88\x01\x01\x12\n\n\x02id\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06status\x18\x04 \x01(\x0b\x32\x1d.chatkit_grpc.v1.ThreadStatus\x12H\n\x15\x61llowed_image_domains\x18\x05 \x01(\x0b\x32$.chatkit_grpc.v1.AllowedImageDomainsH\x01\x88\x01\x01\x12.\n\x05items\x18\x06 \x01(\x0b\x32\x1f.chatkit_grpc.v1.ThreadItemPage\x12\x19\n\x08metadata\x18\x07 \x01(\tB\x07\x80\x01\x01\xa8\xbb\x18\x01\x42\x08\n\x06_titleB\x18\n\x16_allowed_image_domains\",\n\x13\x41llowedImageDomains\x12\x0f\n\x07\x64omains\x18\x01 \x03(\t:\x04\xc0\xbc\x18\x01\"k\n\x0eThreadItemPage\x12)\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"\xeb\x01\n\x0cThreadStatus\x12;\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32\x1d.chatkit_grpc.v1.ActiveStatusB\n\xa2\xbb\x18\x06\x61\x63tiveH\x00\x12;\n\x06locked\x18\x02 \x01(\x0b\x32\x1d.chatkit_grpc.v1.LockedStatusB\n\xa2\xbb\x18\x06lockedH\x00\x12;\n\x06\x63losed\x18\x03 \x01(\x0b\x32\x1d.chatkit_grpc.v1.ClosedStatusB\n\xa2\xbb\x18\x06\x63losedH\x00\x12\x1a\n\x07unknown\x18\x0f \x01(\tB\x07\x80\x01\x01\xb8\xbb\x18\x01H\x00\x42\x08\n\x06status\"\x0e\n\x0c\x41\x63tiveStatus\"3\n\x0cLockedStatus\x12\x18\n\x06reason\x18\x01 \x01(\tB\x03\x80\x01\x01H\x00\x88\x01\x01\x42\t\n\x07_reason\"3\n\x0c\x43losedStatus\x12\x18\n\x06reason\x18\x01 \x01(\tB\x03\x80\x01\x01H\x00\x88\x01\x01\x42\t\n\x07_reason*=\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\r\n\tORDER_ASC\x10\x01\x12\x0e\n\nORDER_DESC\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatkit_grpc.v1.thread_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_THREAD'].fields_by_name['title']._loaded_options = None
+  _globals['_THREAD'].fields_by_name['title']._serialized_options = b'\200\001\001'
   _globals['_THREAD'].fields_by_name['metadata']._loaded_options = None
-  _globals['_THREAD'].fields_by_name['metadata']._serialized_options = b'\250\273\030\001'
+  _globals['_THREAD'].fields_by_name['metadata']._serialized_options = b'\200\001\001\250\273\030\001'
   _globals['_ALLOWEDIMAGEDOMAINS']._loaded_options = None
   _globals['_ALLOWEDIMAGEDOMAINS']._serialized_options = b'\300\274\030\001'
   _globals['_THREADSTATUS'].fields_by_name['active']._loaded_options = None
@@ -45,21 +47,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_THREADSTATUS'].fields_by_name['closed']._loaded_options = None
   _globals['_THREADSTATUS'].fields_by_name['closed']._serialized_options = b'\242\273\030\006closed'
   _globals['_THREADSTATUS'].fields_by_name['unknown']._loaded_options = None
-  _globals['_THREADSTATUS'].fields_by_name['unknown']._serialized_options = b'\270\273\030\001'
-  _globals['_ORDER']._serialized_start=960
-  _globals['_ORDER']._serialized_end=1021
+  _globals['_THREADSTATUS'].fields_by_name['unknown']._serialized_options = b'\200\001\001\270\273\030\001'
+  _globals['_LOCKEDSTATUS'].fields_by_name['reason']._loaded_options = None
+  _globals['_LOCKEDSTATUS'].fields_by_name['reason']._serialized_options = b'\200\001\001'
+  _globals['_CLOSEDSTATUS'].fields_by_name['reason']._loaded_options = None
+  _globals['_CLOSEDSTATUS'].fields_by_name['reason']._serialized_options = b'\200\001\001'
+  _globals['_ORDER']._serialized_start=981
+  _globals['_ORDER']._serialized_end=1042
   _globals['_THREAD']._serialized_start=139
-  _globals['_THREAD']._serialized_end=456
-  _globals['_ALLOWEDIMAGEDOMAINS']._serialized_start=458
-  _globals['_ALLOWEDIMAGEDOMAINS']._serialized_end=502
-  _globals['_THREADITEMPAGE']._serialized_start=504
-  _globals['_THREADITEMPAGE']._serialized_end=611
-  _globals['_THREADSTATUS']._serialized_start=614
-  _globals['_THREADSTATUS']._serialized_end=846
-  _globals['_ACTIVESTATUS']._serialized_start=848
-  _globals['_ACTIVESTATUS']._serialized_end=862
-  _globals['_LOCKEDSTATUS']._serialized_start=864
-  _globals['_LOCKEDSTATUS']._serialized_end=910
-  _globals['_CLOSEDSTATUS']._serialized_start=912
-  _globals['_CLOSEDSTATUS']._serialized_end=958
+  _globals['_THREAD']._serialized_end=464
+  _globals['_ALLOWEDIMAGEDOMAINS']._serialized_start=466
+  _globals['_ALLOWEDIMAGEDOMAINS']._serialized_end=510
+  _globals['_THREADITEMPAGE']._serialized_start=512
+  _globals['_THREADITEMPAGE']._serialized_end=619
+  _globals['_THREADSTATUS']._serialized_start=622
+  _globals['_THREADSTATUS']._serialized_end=857
+  _globals['_ACTIVESTATUS']._serialized_start=859
+  _globals['_ACTIVESTATUS']._serialized_end=873
+  _globals['_LOCKEDSTATUS']._serialized_start=875
+  _globals['_LOCKEDSTATUS']._serialized_end=926
+  _globals['_CLOSEDSTATUS']._serialized_start=928
+  _globals['_CLOSEDSTATUS']._serialized_end=979
 # @@protoc_insertion_point(module_scope)

@@ -29,7 +29,7 @@ from chatkit_grpc.v1 import run_pb2 as chatkit__grpc_dot_v1_dot_run__pb2
 from chatkit_grpc.v1 import thread_pb2 as chatkit__grpc_dot_v1_dot_thread__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$chatkit_grpc/v1/thread_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x19\x63hatkit_grpc/v1/run.proto\x1a\x1c\x63hatkit_grpc/v1/thread.proto\"+\n\x10GetThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"B\n\x11GetThreadResponse\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread:\x04\xc0\xbc\x18\x01\"}\n\x12ListThreadsRequest\x12\x18\n\x05limit\x18\x01 \x01(\x05\x42\x04\xc0\xbb\x18\x00H\x00\x88\x01\x01\x12%\n\x05order\x18\x02 \x01(\x0e\x32\x16.chatkit_grpc.v1.Order\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"l\n\x13ListThreadsResponse\x12%\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x17.chatkit_grpc.v1.Thread\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"C\n\x13UpdateThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01\"E\n\x14UpdateThreadResponse\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread:\x04\xc0\xbc\x18\x01\".\n\x13\x44\x65leteThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x16\n\x14\x44\x65leteThreadResponse\"\x94\x01\n\x10ListItemsRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x18\n\x05limit\x18\x02 \x01(\x05\x42\x04\xc0\xbb\x18\x00H\x00\x88\x01\x01\x12%\n\x05order\x18\x03 \x01(\x0e\x32\x16.chatkit_grpc.v1.Order\x12\x12\n\x05\x61\x66ter\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"n\n\x11ListItemsResponse\x12)\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"x\n\x12\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63kRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x16\n\x08item_ids\x18\x02 \x03(\tB\x04\xb0\xbb\x18\x01\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.chatkit_grpc.v1.FeedbackKindB\x04\xb0\xbb\x18\x01\"\x15\n\x13\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63kResponse\"\x98\x01\n\x11\x41ppendItemRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12/\n\x04item\x18\x02 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItemB\x04\xb0\xbb\x18\x01\x12\x11\n\tstart_run\x18\x03 \x01(\x08\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"_\n\x12\x41ppendItemResponse\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\x12\x13\n\x06run_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_run_id\"K\n\x12WatchThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x12\n\x05\x61\x66ter\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"\xea\x01\n\x13WatchThreadResponse\x12\x43\n\x0brun_started\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.RunStartedB\x0f\xa2\xbb\x18\x0brun.startedH\x00\x12\x37\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatchB\t\xa2\xbb\x18\x05\x62\x61tchH\x00\x12=\n\trun_ended\x18\x03 \x01(\x0b\x32\x19.chatkit_grpc.v1.RunEndedB\r\xa2\xbb\x18\trun.endedH\x00\x12\x0e\n\x06\x63ursor\x18\x0f \x01(\tB\x06\n\x04what\"\x1c\n\nRunStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"D\n\x08RunEnded\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunState*e\n\x0c\x46\x65\x65\x64\x62\x61\x63kKind\x12\x1d\n\x19\x46\x45\x45\x44\x42\x41\x43K_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_POSITIVE\x10\x01\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_NEGATIVE\x10\x02\x32\x88\x06\n\rThreadService\x12X\n\tGetThread\x12!.chatkit_grpc.v1.GetThreadRequest\x1a\".chatkit_grpc.v1.GetThreadResponse\"\x04\xe0\xbd\x18\x01\x12^\n\x0bListThreads\x12#.chatkit_grpc.v1.ListThreadsRequest\x1a$.chatkit_grpc.v1.ListThreadsResponse\"\x04\xe0\xbd\x18\x01\x12\x61\n\x0cUpdateThread\x12$.chatkit_grpc.v1.UpdateThreadRequest\x1a%.chatkit_grpc.v1.UpdateThreadResponse\"\x04\xe0\xbd\x18\x02\x12\x61\n\x0c\x44\x65leteThread\x12$.chatkit_grpc.v1.DeleteThreadRequest\x1a%.chatkit_grpc.v1.DeleteThreadResponse\"\x04\xe0\xbd\x18\x02\x12X\n\tListItems\x12!.chatkit_grpc.v1.ListItemsRequest\x1a\".chatkit_grpc.v1.ListItemsResponse\"\x04\xe0\xbd\x18\x01\x12^\n\x0b\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63k\x12#.chatkit_grpc.v1.AddFeedbackRequest\x1a$.chatkit_grpc.v1.AddFeedbackResponse\"\x04\xe0\xbd\x18\x02\x12[\n\nAppendItem\x12\".chatkit_grpc.v1.AppendItemRequest\x1a#.chatkit_grpc.v1.AppendItemResponse\"\x04\xe0\xbd\x18\x03\x12`\n\x0bWatchThread\x12#.chatkit_grpc.v1.WatchThreadRequest\x1a$.chatkit_grpc.v1.WatchThreadResponse\"\x04\xe0\xbd\x18\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$chatkit_grpc/v1/thread_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x19\x63hatkit_grpc/v1/run.proto\x1a\x1c\x63hatkit_grpc/v1/thread.proto\"+\n\x10GetThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"B\n\x11GetThreadResponse\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread:\x04\xc0\xbc\x18\x01\"}\n\x12ListThreadsRequest\x12\x18\n\x05limit\x18\x01 \x01(\x05\x42\x04\xc0\xbb\x18\x00H\x00\x88\x01\x01\x12%\n\x05order\x18\x02 \x01(\x0e\x32\x16.chatkit_grpc.v1.Order\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"l\n\x13ListThreadsResponse\x12%\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x17.chatkit_grpc.v1.Thread\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"F\n\x13UpdateThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x16\n\x05title\x18\x02 \x01(\tB\x07\x80\x01\x01\xb0\xbb\x18\x01\"E\n\x14UpdateThreadResponse\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread:\x04\xc0\xbc\x18\x01\".\n\x13\x44\x65leteThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x16\n\x14\x44\x65leteThreadResponse\"\x94\x01\n\x10ListItemsRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x18\n\x05limit\x18\x02 \x01(\x05\x42\x04\xc0\xbb\x18\x00H\x00\x88\x01\x01\x12%\n\x05order\x18\x03 \x01(\x0e\x32\x16.chatkit_grpc.v1.Order\x12\x12\n\x05\x61\x66ter\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"n\n\x11ListItemsResponse\x12)\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"x\n\x12\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63kRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x16\n\x08item_ids\x18\x02 \x03(\tB\x04\xb0\xbb\x18\x01\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.chatkit_grpc.v1.FeedbackKindB\x04\xb0\xbb\x18\x01\"\x15\n\x13\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63kResponse\"\x98\x01\n\x11\x41ppendItemRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12/\n\x04item\x18\x02 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItemB\x04\xb0\xbb\x18\x01\x12\x11\n\tstart_run\x18\x03 \x01(\x08\x12\x17\n\nrequest_id\x18\x0f \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_request_id\"_\n\x12\x41ppendItemResponse\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\x12\x13\n\x06run_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_run_id\"K\n\x12WatchThreadRequest\x12\x17\n\tthread_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x12\n\x05\x61\x66ter\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"\xea\x01\n\x13WatchThreadResponse\x12\x43\n\x0brun_started\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.RunStartedB\x0f\xa2\xbb\x18\x0brun.startedH\x00\x12\x37\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatchB\t\xa2\xbb\x18\x05\x62\x61tchH\x00\x12=\n\trun_ended\x18\x03 \x01(\x0b\x32\x19.chatkit_grpc.v1.RunEndedB\r\xa2\xbb\x18\trun.endedH\x00\x12\x0e\n\x06\x63ursor\x18\x0f \x01(\tB\x06\n\x04what\"\x1c\n\nRunStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"D\n\x08RunEnded\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunState*e\n\x0c\x46\x65\x65\x64\x62\x61\x63kKind\x12\x1d\n\x19\x46\x45\x45\x44\x42\x41\x43K_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_POSITIVE\x10\x01\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_NEGATIVE\x10\x02\x32\x88\x06\n\rThreadService\x12X\n\tGetThread\x12!.chatkit_grpc.v1.GetThreadRequest\x1a\".chatkit_grpc.v1.GetThreadResponse\"\x04\xe0\xbd\x18\x01\x12^\n\x0bListThreads\x12#.chatkit_grpc.v1.ListThreadsRequest\x1a$.chatkit_grpc.v1.ListThreadsResponse\"\x04\xe0\xbd\x18\x01\x12\x61\n\x0cUpdateThread\x12$.chatkit_grpc.v1.UpdateThreadRequest\x1a%.chatkit_grpc.v1.UpdateThreadResponse\"\x04\xe0\xbd\x18\x02\x12\x61\n\x0c\x44\x65leteThread\x12$.chatkit_grpc.v1.DeleteThreadRequest\x1a%.chatkit_grpc.v1.DeleteThreadResponse\"\x04\xe0\xbd\x18\x02\x12X\n\tListItems\x12!.chatkit_grpc.v1.ListItemsRequest\x1a\".chatkit_grpc.v1.ListItemsResponse\"\x04\xe0\xbd\x18\x01\x12^\n\x0b\x41\x64\x64\x46\x65\x65\x64\x62\x61\x63k\x12#.chatkit_grpc.v1.AddFeedbackRequest\x1a$.chatkit_grpc.v1.AddFeedbackResponse\"\x04\xe0\xbd\x18\x02\x12[\n\nAppendItem\x12\".chatkit_grpc.v1.AppendItemRequest\x1a#.chatkit_grpc.v1.AppendItemResponse\"\x04\xe0\xbd\x18\x03\x12`\n\x0bWatchThread\x12#.chatkit_grpc.v1.WatchThreadRequest\x1a$.chatkit_grpc.v1.WatchThreadResponse\"\x04\xe0\xbd\x18\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,7 +45,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATETHREADREQUEST'].fields_by_name['thread_id']._loaded_options = None
   _globals['_UPDATETHREADREQUEST'].fields_by_name['thread_id']._serialized_options = b'\260\273\030\001'
   _globals['_UPDATETHREADREQUEST'].fields_by_name['title']._loaded_options = None
-  _globals['_UPDATETHREADREQUEST'].fields_by_name['title']._serialized_options = b'\260\273\030\001'
+  _globals['_UPDATETHREADREQUEST'].fields_by_name['title']._serialized_options = b'\200\001\001\260\273\030\001'
   _globals['_UPDATETHREADRESPONSE']._loaded_options = None
   _globals['_UPDATETHREADRESPONSE']._serialized_options = b'\300\274\030\001'
   _globals['_DELETETHREADREQUEST'].fields_by_name['thread_id']._loaded_options = None
@@ -88,8 +88,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_THREADSERVICE'].methods_by_name['AppendItem']._serialized_options = b'\340\275\030\003'
   _globals['_THREADSERVICE'].methods_by_name['WatchThread']._loaded_options = None
   _globals['_THREADSERVICE'].methods_by_name['WatchThread']._serialized_options = b'\340\275\030\001'
-  _globals['_FEEDBACKKIND']._serialized_start=1836
-  _globals['_FEEDBACKKIND']._serialized_end=1937
+  _globals['_FEEDBACKKIND']._serialized_start=1839
+  _globals['_FEEDBACKKIND']._serialized_end=1940
   _globals['_GETTHREADREQUEST']._serialized_start=200
   _globals['_GETTHREADREQUEST']._serialized_end=243
   _globals['_GETTHREADRESPONSE']._serialized_start=245
@@ -99,33 +99,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTHREADSRESPONSE']._serialized_start=440
   _globals['_LISTTHREADSRESPONSE']._serialized_end=548
   _globals['_UPDATETHREADREQUEST']._serialized_start=550
-  _globals['_UPDATETHREADREQUEST']._serialized_end=617
-  _globals['_UPDATETHREADRESPONSE']._serialized_start=619
-  _globals['_UPDATETHREADRESPONSE']._serialized_end=688
-  _globals['_DELETETHREADREQUEST']._serialized_start=690
-  _globals['_DELETETHREADREQUEST']._serialized_end=736
-  _globals['_DELETETHREADRESPONSE']._serialized_start=738
-  _globals['_DELETETHREADRESPONSE']._serialized_end=760
-  _globals['_LISTITEMSREQUEST']._serialized_start=763
-  _globals['_LISTITEMSREQUEST']._serialized_end=911
-  _globals['_LISTITEMSRESPONSE']._serialized_start=913
-  _globals['_LISTITEMSRESPONSE']._serialized_end=1023
-  _globals['_ADDFEEDBACKREQUEST']._serialized_start=1025
-  _globals['_ADDFEEDBACKREQUEST']._serialized_end=1145
-  _globals['_ADDFEEDBACKRESPONSE']._serialized_start=1147
-  _globals['_ADDFEEDBACKRESPONSE']._serialized_end=1168
-  _globals['_APPENDITEMREQUEST']._serialized_start=1171
-  _globals['_APPENDITEMREQUEST']._serialized_end=1323
-  _globals['_APPENDITEMRESPONSE']._serialized_start=1325
-  _globals['_APPENDITEMRESPONSE']._serialized_end=1420
-  _globals['_WATCHTHREADREQUEST']._serialized_start=1422
-  _globals['_WATCHTHREADREQUEST']._serialized_end=1497
-  _globals['_WATCHTHREADRESPONSE']._serialized_start=1500
-  _globals['_WATCHTHREADRESPONSE']._serialized_end=1734
-  _globals['_RUNSTARTED']._serialized_start=1736
-  _globals['_RUNSTARTED']._serialized_end=1764
-  _globals['_RUNENDED']._serialized_start=1766
-  _globals['_RUNENDED']._serialized_end=1834
-  _globals['_THREADSERVICE']._serialized_start=1940
-  _globals['_THREADSERVICE']._serialized_end=2716
+  _globals['_UPDATETHREADREQUEST']._serialized_end=620
+  _globals['_UPDATETHREADRESPONSE']._serialized_start=622
+  _globals['_UPDATETHREADRESPONSE']._serialized_end=691
+  _globals['_DELETETHREADREQUEST']._serialized_start=693
+  _globals['_DELETETHREADREQUEST']._serialized_end=739
+  _globals['_DELETETHREADRESPONSE']._serialized_start=741
+  _globals['_DELETETHREADRESPONSE']._serialized_end=763
+  _globals['_LISTITEMSREQUEST']._serialized_start=766
+  _globals['_LISTITEMSREQUEST']._serialized_end=914
+  _globals['_LISTITEMSRESPONSE']._serialized_start=916
+  _globals['_LISTITEMSRESPONSE']._serialized_end=1026
+  _globals['_ADDFEEDBACKREQUEST']._serialized_start=1028
+  _globals['_ADDFEEDBACKREQUEST']._serialized_end=1148
+  _globals['_ADDFEEDBACKRESPONSE']._serialized_start=1150
+  _globals['_ADDFEEDBACKRESPONSE']._serialized_end=1171
+  _globals['_APPENDITEMREQUEST']._serialized_start=1174
+  _globals['_APPENDITEMREQUEST']._serialized_end=1326
+  _globals['_APPENDITEMRESPONSE']._serialized_start=1328
+  _globals['_APPENDITEMRESPONSE']._serialized_end=1423
+  _globals['_WATCHTHREADREQUEST']._serialized_start=1425
+  _globals['_WATCHTHREADREQUEST']._serialized_end=1500
+  _globals['_WATCHTHREADRESPONSE']._serialized_start=1503
+  _globals['_WATCHTHREADRESPONSE']._serialized_end=1737
+  _globals['_RUNSTARTED']._serialized_start=1739
+  _globals['_RUNSTARTED']._serialized_end=1767
+  _globals['_RUNENDED']._serialized_start=1769
+  _globals['_RUNENDED']._serialized_end=1837
+  _globals['_THREADSERVICE']._serialized_start=1943
+  _globals['_THREADSERVICE']._serialized_end=2719
 # @@protoc_insertion_point(module_scope)
