@@ -6,7 +6,7 @@ PROTOS := $(wildcard protos/chatkit_grpc/v1/*.proto)
 SERVICES := $(wildcard protos/chatkit_grpc/v1/*_service.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check generate generated format lint types breaking bench faults lock clean
+.PHONY: help run test check generate generated format lint types breaking bench faults fuzz audit lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,14 @@ bench: .venv/installed ## compare the SDK in-process with bridge + server, side 
 SCALE ?= 1
 faults: .venv/installed ## break the system in every way, hundreds of times, and count what was lost
 	@$(BIN)/python -m tests.faults --scale $(SCALE)
+
+# `make fuzz EXAMPLES=100000` for longer; other ones each time.
+EXAMPLES ?= 10000
+fuzz: .venv/installed ## send nonsense to both doors, thousands of requests a test
+	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py --capture=no
+
+audit: .venv/installed ## look the pinned dependencies up in the databases of known vulnerabilities (needs the network)
+	@$(BIN)/uv tool run pip-audit --requirement constraints.txt --require-hashes --disable-pip --strict
 
 lock: .venv/installed ## resolve the dependencies anew and write constraints.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -61,6 +61,8 @@ def _value(field: FieldDescriptor, text: str, ids: Mapping[str, str], variant: i
     if field.enum_type is not None:
         known = sorted(enum_names(field.enum_type))
         return known[variant % len(known)]
+    if field.GetOptions().Extensions[json_pb2.json_unknown]:
+        return json.dumps({"type": "of_a_later_version", text: text})
     if raw := raw_json(field):
         return json.dumps({text: [text]} if raw == json_pb2.RAW_JSON_OBJECT or variant % 2 else text)
     if field.type == FieldDescriptor.TYPE_BYTES:
