@@ -24,6 +24,7 @@ from bridge.settings import Settings as BridgeSettings
 from server.store import PostgresStore
 from tests.faults.program import free_port
 from tests.name_server import name_server
+from tests.runs_fixtures import Side, open_side
 from tests.scripted import ScriptedServer
 from tests.system import open_bridge, open_system
 from tests.test_bridge import SSE, a_thread, body_of, post, say
@@ -211,3 +212,41 @@ def _counting(calls: Counter[str], host: str) -> grpc.GenericRpcHandler:
 
     handlers: Any = {"ListThreads": grpc.unary_unary_rpc_method_handler(list_threads)}
     return grpc.method_handlers_generic_handler("chatkit_grpc.v1.ThreadService", handlers)
+
+
+async def test_pings_are_no_reason_to_be_sent_away(database_url: str) -> None:
+    """A client that pings as often as it may on a silent stream; a server of gRPC's defaults shows that it would."""
+    pinging = [
+        ("grpc.keepalive_time_ms", 5_500),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    async with open_side(database_url) as side, AsyncExitStack() as stack:
+        default = grpc.aio.server()
+        default.add_generic_rpc_handlers([_silent()])
+        port = default.add_insecure_port("127.0.0.1:0")
+        await default.start()
+        stack.push_async_callback(default.stop, 0)
+        ours, theirs = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{number}", options=pinging))
+            for number in (side.server.port, port)
+        ]
+        reader = Side(side.server, side.assistant, ours).create("wait")
+        stream: Any = theirs.unary_stream("/silent/Stream")
+        sent_away = stream(b"")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(sent_away.read(), 60)
+        assert caught.value.details() == "Too many pings"
+        assert (reader.has_ended, reader.text) == (False, "one two ")
+        side.assistant.may_go_on.set()
+        assert (await reader.end(), reader.text) == (grpc.StatusCode.OK, "one two three")
+
+
+def _silent() -> grpc.GenericRpcHandler:
+    async def stream(_request: bytes, _call: object) -> AsyncIterator[bytes]:
+        await asyncio.sleep(100)
+        yield b""
+
+    handlers: Any = {"Stream": grpc.unary_stream_rpc_method_handler(stream)}
+    return grpc.method_handlers_generic_handler("silent", handlers)
