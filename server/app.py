@@ -99,7 +99,6 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
             open_authenticator(settings.auth, settings.environment, database)
         )
         calls = CallLimiter(database, settings.limits)
-        stack.push_async_callback(calls.close)
         overload = await stack.enter_async_context(Overload(settings.limits))
         certificates = ServiceCertificates(settings.auth.service_certificates)
         guard = AuthInterceptor(authenticator, certificates, calls, has_reflection=settings.has_reflection)

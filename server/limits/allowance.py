@@ -11,47 +11,40 @@ from server.database import Database
 from server.limits.refusals import too_many_runs_started
 from server.limits.settings import LimitSettings
 
-# Takes up to $5 units of $3 seconds each from an allowance of $4 seconds; none where there isn't one. The times are the
-# clock's and not the statement's, which may have waited for its turn.
+# Takes some units, which are $3 seconds together, from an allowance of $4 seconds: all of them or none. The times are
+# the clock's and not the statement's, which may have waited for its turn. (START in runs/statements.py does the same.)
 TAKE = """
 with taken as (
-    insert into rate_limits as counted (user_id, name, full_at, granted)
-    values ($1, $2, clock_timestamp() + make_interval(secs => $3 * least($5, floor($4::float8 / $3::float8 + 1e-6))),
-        least($5, floor($4::float8 / $3::float8 + 1e-6)))
-    on conflict (user_id, name) do update set (full_at, granted) = (
-        select base + make_interval(secs => $3 * number), number
-        from (select greatest(counted.full_at, clock_timestamp()) as base, clock_timestamp() as time) as now
-        cross join lateral (
-            select greatest(1, least($5, floor(($4 - extract(epoch from base - time)::float8) / $3 + 1e-6))) as number
-        ) as units
-    )
-    where greatest(counted.full_at, clock_timestamp()) + make_interval(secs => $3 - $4) <= clock_timestamp()
-    returning granted
+    insert into rate_limits as used (user_id, name, full_at)
+    values ($1, $2, clock_timestamp() + make_interval(secs => $3))
+    on conflict (user_id, name) do update set
+        full_at = least(greatest(used.full_at, clock_timestamp()), clock_timestamp() + make_interval(secs => $4 - $3))
+            + make_interval(secs => $3)
+    -- One that is further away than a window is of another window, or of another clock.
+    where used.full_at <= clock_timestamp() + make_interval(secs => $4 - $3)
+        or used.full_at > clock_timestamp() + make_interval(secs => $4 + 1)
+    returning full_at
 )
 select
-    coalesce((select granted from taken), 0) as granted,
-    (
-        select extract(epoch from full_at - clock_timestamp())::float8 + $3 - $4 from rate_limits
-        where user_id = $1 and name = $2
-    ) as retry_after
+    exists (select from taken) as is_taken,
+    coalesce((
+        select least(greatest(extract(epoch from full_at - clock_timestamp())::float8 + $3 - $4, 0), $4)
+        from rate_limits where user_id = $1 and name = $2
+    ), 0) as retry_after
 """
 
 
 class Taken(NamedTuple):
-    """How much was granted; where nothing was, in how many seconds there will be something."""
+    """Whether the units were taken; where not, in how many seconds they can be."""
 
-    granted: int
+    is_taken: bool
     retry_after: float
 
 
-async def take(
-    database: Database, user_id: str, name: str, seconds_each: float, window: float, units: int = 1
-) -> Taken:
-    """Take units from a user's allowance, as many as there are. Raises DatabaseError."""
-    row = await database.fetchrow(TAKE, user_id, name, seconds_each, window, units)
-    if row is None:  # a select without a table has one row
-        raise AssertionError
-    return Taken(row["granted"], max(0.0, row["retry_after"] or 0.0))
+async def take(database: Database, user_id: str, name: str, seconds: float, window: float) -> Taken:
+    """Take from a user's allowance as much as fills again in some seconds. Raises DatabaseError."""
+    (row,) = await database.fetch(TAKE, user_id, name, seconds, window)
+    return Taken(row["is_taken"], row["retry_after"])
 
 
 class RunAllowance:
@@ -68,5 +61,5 @@ class RunAllowance:
             return
         seconds, window = settings.seconds_per_run, settings.rate_limit_window
         taken = await take(self._database, user_id, "runs", seconds, window)
-        if not taken.granted:
+        if not taken.is_taken:
             raise too_many_runs_started(settings, taken.retry_after)

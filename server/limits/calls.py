@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chatkit_grpc.errors import DatabaseError
 
@@ -31,22 +31,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Account:
-    """What a server knows of a user's calls. refused_until: by the loop's clock, when there will be more."""
+    """What a server knows of a user's calls. expires, refused_until: by the loop's clock."""
 
     left: int = 0
+    expires: float = 0.0
     refused_until: float = 0.0
-    reserving: asyncio.Task[Taken] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class CallLimiter:
-    """Counts calls by user. Close it to end what it still asks the database."""
+    """Counts calls by user."""
 
     def __init__(self, database: Database, settings: LimitSettings) -> None:
         self._database = database
         self._settings = settings
         self._block = max(1, min(BLOCK, settings.rate_limit_calls // 10))
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
-        self._tasks: set[asyncio.Task[Taken]] = set()
         self._loop = asyncio.get_running_loop()
 
     async def admit(self, user_id: str) -> None:
@@ -54,18 +54,10 @@ class CallLimiter:
         if not self._settings.rate_limit_calls:
             return
         account = self._account(user_id)
-        while account.left <= 0:
-            left = account.refused_until - self._loop.time()
-            if left > 0:
-                raise too_many_calls(self._settings, left)
-            await self._reserve(user_id, account)
-        account.left -= 1
-
-    async def close(self) -> None:
-        """End the reservations under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        async with account.lock:  # those who come at once wait for one reservation
+            if account.left <= 0 or account.expires < self._loop.time():
+                await self._reserve(user_id, account)
+            account.left -= 1
 
     def _account(self, user_id: str) -> _Account:
         account = self._accounts.setdefault(user_id, _Account())
@@ -75,29 +67,24 @@ class CallLimiter:
         return account
 
     async def _reserve(self, user_id: str, account: _Account) -> None:
-        """Reserve a block, once for all calls of the user that wait for one."""
-        if account.reserving is None:
-            account.reserving = asyncio.create_task(self._take(user_id), name="reservation of calls")
-            self._tasks.add(account.reserving)
-            account.reserving.add_done_callback(lambda task: self._reserved(account, task))
-        # Whoever waits may leave; the others still want it.
-        await asyncio.wait({account.reserving})
+        """Reserve a block, or as many calls as there are left of one. Raises LimitError where there are none."""
+        now = self._loop.time()
+        if account.refused_until > now:
+            raise too_many_calls(self._settings, account.refused_until - now)
+        taken = Taken(is_taken=False, retry_after=0.0)
+        for count in (self._block, 1):
+            taken = await self._take(user_id, count)
+            if taken.is_taken:
+                account.left, account.expires = count, now + self._settings.rate_limit_window
+                return
+        account.refused_until = now + taken.retry_after
+        raise too_many_calls(self._settings, taken.retry_after)
 
-    async def _take(self, user_id: str) -> Taken:
-        seconds, window = self._settings.seconds_per_call, self._settings.rate_limit_window
+    async def _take(self, user_id: str, count: int) -> Taken:
+        seconds = count * self._settings.seconds_per_call
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                return await take(self._database, user_id, "calls", seconds, window, self._block)
+                return await take(self._database, user_id, "calls", seconds, self._settings.rate_limit_window)
         except (DatabaseError, TimeoutError) as error:
             log.warning("calls can't be counted for now: %s", type(error).__name__)
-            return Taken(self._block, 0.0)
-
-    def _reserved(self, account: _Account, task: asyncio.Task[Taken]) -> None:
-        self._tasks.discard(task)
-        account.reserving = None
-        if task.cancelled() or task.exception() is not None:
-            account.left += 1  # a defect of ours, or the server goes down: the call finds that out itself
-            return
-        taken = task.result()
-        account.left += taken.granted
-        account.refused_until = self._loop.time() + taken.retry_after if not taken.granted else 0.0
+            return Taken(is_taken=True, retry_after=0.0)

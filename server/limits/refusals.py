@@ -18,15 +18,13 @@ _OVERLOAD_SECONDS = 1.0
 def too_many_runs_started(settings: LimitSettings, retry_after: float) -> LimitError:
     """The user has started as many runs as he may for now."""
     quota = Quota("runs", settings.rate_limit_requests, math.ceil(settings.rate_limit_window))
-    return _limit(
-        f"That is more than {_messages(quota.limit)} in {_seconds(quota.window_seconds)}.", quota, retry_after
-    )
+    return _limit(f"The limit of {_messages(quota.limit)} in {_seconds(quota.window_seconds)}", quota, retry_after)
 
 
 def too_many_calls(settings: LimitSettings, retry_after: float) -> LimitError:
     """The user has made as many calls as he may for now."""
     quota = Quota("calls", settings.rate_limit_calls, math.ceil(settings.rate_limit_window))
-    return _limit(f"That is more than {quota.limit:,} calls in {_seconds(quota.window_seconds)}.", quota, retry_after)
+    return _limit(f"The limit of {quota.limit:,} calls in {_seconds(quota.window_seconds)}", quota, retry_after)
 
 
 def too_many_runs_at_once(settings: LimitSettings) -> LimitError:
@@ -59,7 +57,9 @@ def overloaded() -> UnavailableError:
 
 def _limit(text: str, quota: Quota, retry_after: float) -> LimitError:
     wait = max(1, math.ceil(retry_after))
-    return LimitError(f"{text} Try again in {_seconds(wait)}.", quota=quota, retry_after=max(retry_after, 0.001))
+    # The next allowance may be there by now, but never "at once": that would be no refusal.
+    retry_after = max(retry_after, 0.001)
+    return LimitError(f"{text} is reached. Try again in {_seconds(wait)}.", quota=quota, retry_after=retry_after)
 
 
 def _messages(count: int) -> str:

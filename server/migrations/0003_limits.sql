@@ -5,14 +5,12 @@ create unlogged table rate_limits (
     user_id text collate "C" not null,
     name text collate "C" not null,
     full_at timestamptz not null,
-    granted integer not null default 1,
     primary key (user_id, name)
 ) with (fillfactor = 50);
 
 comment on table rate_limits is 'What users have used of their rate limits; no row is as good as a full allowance';
 comment on column rate_limits.name is 'Of what: "runs" or "calls"';
 comment on column rate_limits.full_at is 'When the allowance will be full again';
-comment on column rate_limits.granted is 'How much of what was asked for last was granted';
 
 create table token_usage (
     user_id text collate "C" not null,

@@ -55,7 +55,7 @@ class Runs:
     """
 
     def __init__(self, database: Database, reserved: Database, store: PostgresStore, settings: Settings) -> None:
-        self.run_store = RunStore(database, settings.limits)
+        self.run_store = RunStore(database)
         self.recovery = Recovery(database)
         self.wakeups = Wakeups(database, self._look_for_cancels)
         self.membership = Membership(

@@ -7,7 +7,9 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
@@ -31,6 +33,8 @@ from server.store import RecordNotFoundError
 
 _NOTHING_IN_THE_WAY_SECONDS = 0.05
 """How long to wait where a start failed and nothing is in its way any more: others may be about to take it, too."""
+_WAITING_FOR_EACH_RUN = 10
+"""How many starts of a user may wait here for each run that he may have at once."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -59,6 +63,7 @@ class Starting:
         self._runs = runs
         self._limits = limits
         self._overload = overload
+        self._waiting: Counter[str] = Counter()
         self._store = runs.run_store
         self._policy = policy
         self._turns: WeakValueDictionary[ThreadKey, asyncio.Lock] = WeakValueDictionary()
@@ -97,31 +102,51 @@ class Starting:
     ) -> Run | RunKey:
         thread = ThreadKey(context["user_id"], start.thread_id)
         new_run = self._new_run(thread, start, context)
-        if self._overload.is_over(len(self._runs)):
-            if repeated := await self._repeated(new_run, await self._store.obstacle(new_run)):
-                return repeated
-            raise overloaded()
         turn = self._turn(thread)
-        if turn.locked() and start.request_id:
-            # Somebody waits for the thread, maybe for the end of the very run that is asked for again.
+        is_over = self._overload.is_over(len(self._runs) + self._waiting.total())
+        if new_run.request_id and (is_over or turn.locked()):
+            # It may be there already: neither the thread's turn nor a server with room need be waited for.
             repeated = await self._repeated(new_run, await self._store.obstacle(new_run))
             if repeated is not None:
                 return repeated
-        async with turn:
-            is_counted = False
-            while True:
-                attempt = await self._take_lease(new_run, start, is_counted=is_counted)
-                if attempt.epoch is not None:
-                    lease = Lease(thread.user_id, thread.thread_id, new_run.run_id, attempt.epoch)
-                    return self._runs.begin(lease, context, events())
-                obstacle = await self._store.obstacle(new_run)
-                if repeated := await self._repeated(new_run, obstacle):
-                    return repeated
-                if not attempt.is_repeated:
-                    # Before anything is stopped for a run that may not be.
-                    self._check_allowance(attempt)
-                    is_counted = True
-                await self._make_way(new_run, start, obstacle, attempt)
+        if is_over:
+            raise overloaded()
+        with self._counted_as_waiting(thread.user_id):
+            async with turn:
+                lease = await self._wait_for_lease(new_run, start)
+        return self._runs.begin(lease, context, events()) if isinstance(lease, Lease) else lease
+
+    @contextmanager
+    def _counted_as_waiting(self, user_id: str) -> Iterator[None]:
+        """Counts a start until it is one no longer: those that wait for a thread's turn are kept in memory."""
+        most = self._limits.max_user_runs * _WAITING_FOR_EACH_RUN
+        if most and self._waiting[user_id] >= most:
+            raise too_many_runs_at_once(self._limits)
+        self._waiting[user_id] += 1
+        try:
+            yield
+        finally:
+            self._waiting[user_id] -= 1
+            if not self._waiting[user_id]:
+                del self._waiting[user_id]
+
+    async def _wait_for_lease(self, new_run: NewRun, start: Start) -> Lease | RunKey:
+        """The lease, once the thread is free, or the run that the same request has started meanwhile."""
+        is_counted = False
+        while True:
+            attempt = await self._take_lease(new_run, start, is_counted=is_counted)
+            if attempt is not None and attempt.epoch is not None:
+                return Lease(new_run.thread.user_id, new_run.thread.thread_id, new_run.run_id, attempt.epoch)
+            obstacle = await self._store.obstacle(new_run)
+            if repeated := await self._repeated(new_run, obstacle):
+                return repeated
+            if attempt is None or attempt.is_repeated:
+                await _pause()  # others were faster, or the request_id counts no longer
+                continue
+            # Before anything is stopped for a run that may not be.
+            self._check_allowance(attempt)
+            is_counted = is_counted or attempt.is_counted
+            await self._make_way(new_run, start, obstacle, attempt)
 
     def _new_run(self, thread: ThreadKey, start: Start, context: RequestContext) -> NewRun:
         return NewRun(
@@ -133,19 +158,19 @@ class Starting:
         )
 
     def _check_allowance(self, attempt: Attempt) -> None:
-        if not attempt.is_counted:
-            raise too_many_runs_started(self._limits, attempt.retry_after)
         if not attempt.has_tokens:
             raise out_of_tokens(self._limits)
+        if attempt.is_limited:
+            raise too_many_runs_started(self._limits, attempt.retry_after)
 
-    async def _take_lease(self, new_run: NewRun, start: Start, *, is_counted: bool) -> Attempt:
+    async def _take_lease(self, new_run: NewRun, start: Start, *, is_counted: bool) -> Attempt | None:
         if self._runs.is_draining:
             raise going_down()
         # The server may have been taken for dead, and have got another name, while the thread wasn't free.
         new_run = replace(new_run, server_id=self._runs.membership.server_id)
-        if start.is_new:
-            return await self._store.start_on_new_thread(new_run, is_counted=is_counted)
-        return await self._store.start_on_thread(new_run, is_counted=is_counted, even_if_locked=start.takes_locked)
+        return await self._store.start(
+            new_run, self._limits, is_new=start.is_new, is_counted=is_counted, even_if_locked=start.takes_locked
+        )
 
     async def _repeated(self, new_run: NewRun, obstacle: Obstacle) -> RunKey | None:
         """The run that the same request started before."""
@@ -188,11 +213,15 @@ class Starting:
         """The thread would be free, so that it was the user's other runs, or something that has passed."""
         if not attempt.has_place:
             raise too_many_runs_at_once(self._limits)
-        await asyncio.sleep(_NOTHING_IN_THE_WAY_SECONDS * random.uniform(0.2, 1))  # noqa: S311 # spreads collisions
+        await _pause()
 
     def _turn(self, thread: ThreadKey) -> asyncio.Lock:
         """Those who want the same thread take turns, first come, first served."""
         return self._turns.setdefault(thread, asyncio.Lock())
+
+
+async def _pause() -> None:
+    await asyncio.sleep(_NOTHING_IN_THE_WAY_SECONDS * random.uniform(0.2, 1))  # noqa: S311 # those who collided part
 
 
 def _refuse_input(thread_id: str, obstacle: Obstacle) -> NoReturn:

@@ -1,24 +1,25 @@
 """The statements of runs. Whoever locks a thread's row and a run's row locks the thread's first."""
 
-# What comes before a start: the server's row is locked against others who take it for dead, a request that is repeated
-# starts nothing, and the user has to have some allowance left. The run is counted ($8: seconds for each, 0 where it has
-# been counted already or isn't limited; $9: the window) whether or not it can start, so that nothing is stopped for one
-# that may not. Its place ($10: how many there are, 0 for any number) makes the limit of runs at once hold: two starts
-# that take the same one violate its index, and one of them tries again. $11: how many tokens a day has, 0 for any
+# Starts a run: takes the lease of a thread that is there, free and open for new input ($13: or not), or makes a thread
+# ($12). The server's row is locked against others who take it for dead. A request that is repeated starts nothing.
+#
+# A run that could start is counted, also where its thread is busy: nothing is stopped for one that may not be. ($8:
+# seconds for each; 0 where it has been counted already, or isn't limited. $9: the window.) Its place ($10: how many
+# there are, 0 for any number) makes the limit of runs at once hold: two starts that take the same one violate its
+# index, as two with the same request_id do, and one of them tries again. $11: how many tokens a day has, 0 for any
 # number.
-_MAY_START = """
+#
+# No epoch says that something is in the way; OBSTACLE says what.
+START = """
 with me as (
     select from servers where server_id = $4 for key share
+), wanted as (
+    select active_run_id is not null as is_busy from chat_sessions
+    where not $12 and user_id = $1 and session_id = $2 and (status = 'active' or $13)
+    union all
+    select false where $12
 ), repeated as (
     select from runs where user_id = $1 and request_id = $5
-), counted as (
-    insert into rate_limits as used (user_id, name, full_at)
-    select $1, 'runs', clock_timestamp() + make_interval(secs => $8)
-    where $8 > 0 and not exists (select from repeated)
-    on conflict (user_id, name) do update set
-        full_at = greatest(used.full_at, clock_timestamp()) + make_interval(secs => $8)
-    where greatest(used.full_at, clock_timestamp()) + make_interval(secs => $8 - $9) <= clock_timestamp()
-    returning full_at
 ), place as (
     select slot from generate_series(1, $10::integer) as free (slot)
     where not exists (select from runs where user_id = $1 and runs.slot = free.slot and ended_at is null)
@@ -26,22 +27,43 @@ with me as (
     limit 1
 ), allowed as (
     select
-        $8 = 0 or exists (select from counted) as is_counted, exists (select from repeated) as is_repeated,
+        exists (select from repeated) as is_repeated,
         $10 = 0 or exists (select from place) as has_place,
         $11::bigint = 0 or not exists (
             select from token_usage where user_id = $1 and day = (now() at time zone 'utc')::date and tokens >= $11
         ) as has_tokens
+), possible as (
+    select from wanted, allowed, me where has_tokens and (has_place or is_busy) and not is_repeated
+), counted as (
+    insert into rate_limits as used (user_id, name, full_at)
+    select $1, 'runs', clock_timestamp() + make_interval(secs => $8) from possible where $8 > 0
+    on conflict (user_id, name) do update set
+        full_at = least(greatest(used.full_at, clock_timestamp()), clock_timestamp() + make_interval(secs => $9 - $8))
+            + make_interval(secs => $8)
+    -- One that is further away than a window is of another window, or of another clock.
+    where used.full_at <= clock_timestamp() + make_interval(secs => $9 - $8)
+        or used.full_at > clock_timestamp() + make_interval(secs => $9 + 1)
+    returning full_at
 ), open as (
-    select from allowed, me
-    where is_counted and has_place and has_tokens and not is_repeated
-), """
-_STARTED = """, run as (
+    select from possible, allowed where has_place and ($8 = 0 or exists (select from counted))
+), made as (
+    insert into chat_sessions (user_id, session_id, active_run_id, run_epoch, log_position)
+    select $1, $2, $3, 1, 1 from open where $12
+    returning run_epoch, log_position
+), taken as (
+    update chat_sessions set active_run_id = $3, run_epoch = run_epoch + 1, log_position = log_position + 1
+    where not $12 and user_id = $1 and session_id = $2 and active_run_id is null and (status = 'active' or $13)
+        and exists (select from open)
+    returning run_epoch, log_position
+), thread as (
+    select * from made union all select * from taken
+), run as (
     insert into runs (
         user_id, session_id, run_id, server_id, epoch, creates_thread, request_id, request_hash, request_expires_at,
         slot
     )
     select
-        $1, $2, $3, $4, run_epoch, is_new, $5, $6, now() + make_interval(secs => $7),
+        $1, $2, $3, $4, run_epoch, $12, $5, $6, now() + make_interval(secs => $7),
         (select slot from place)
     from thread
 ), event as (
@@ -49,37 +71,15 @@ _STARTED = """, run as (
     select $1, $2, log_position, 'run_started', $3 from thread
 )
 select
-    (select run_epoch from thread) as epoch, is_counted, is_repeated, has_place, has_tokens,
-    (
-        select extract(epoch from full_at - clock_timestamp())::float8 + $8 - $9 from rate_limits
-        where user_id = $1 and name = 'runs'
-    ) as retry_after
+    (select run_epoch from thread) as epoch, is_repeated, has_place, has_tokens,
+    exists (select from counted) as is_counted,
+    $8 > 0 and exists (select from possible) and not exists (select from counted) as is_limited,
+    coalesce((
+        select least(greatest(extract(epoch from full_at - clock_timestamp())::float8 + $8 - $9, 0), $9)
+        from rate_limits where user_id = $1 and name = 'runs'
+    ), 0) as retry_after
 from allowed
 """
-
-# Takes the lease of a thread that doesn't exist yet. A request_id that was taken at the same time is a unique
-# violation. No epoch says that something is in the way; OBSTACLE says what.
-START_ON_NEW_THREAD = (
-    _MAY_START  # noqa: S608 # what two statements have in common, and no value
-    + """thread as (
-    insert into chat_sessions (user_id, session_id, active_run_id, run_epoch, log_position)
-    select $1, $2, $3, 1, 1 from open
-    returning run_epoch, log_position, true as is_new
-)"""
-    + _STARTED
-)
-
-# Takes the lease of a thread, if it is free and open for new input ($12: or not).
-START_ON_THREAD = (
-    _MAY_START  # noqa: S608 # as above
-    + """thread as (
-    update chat_sessions set active_run_id = $3, run_epoch = run_epoch + 1, log_position = log_position + 1
-    where user_id = $1 and session_id = $2 and active_run_id is null and (status = 'active' or $12)
-        and exists (select from open)
-    returning run_epoch, log_position, false as is_new
-)"""
-    + _STARTED
-)
 
 OBSTACLE = """
 select

@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 
 from server.database import Database
 from server.lease import Lease
-from server.limits.settings import NO_LIMITS, LimitSettings
+from server.limits.settings import LimitSettings
 from server.runs import statements
 from server.store import RecordNotFoundError
 
@@ -149,56 +149,53 @@ class Attempt:
     """What became of starting a run.
 
     epoch: the run's; None where it wasn't started.
-    is_counted: whether it has been counted as one of the user's. Where it may not be now, in how many seconds it may.
     is_repeated: whether its request_id is taken.
+    is_counted: whether it has now been counted as one of the user's.
+    is_limited: whether it wasn't, since the user has started too many; retry_after: in how many seconds he may again.
     has_place: whether the user has fewer runs at once than he may. has_tokens: whether he has some left today.
     """
 
-    epoch: int | None = None
-    is_counted: bool = False
-    is_repeated: bool = False
-    has_place: bool = True
-    has_tokens: bool = True
-    retry_after: float = 0.0
-
-
-_COLLIDED = Attempt(is_repeated=True)
-"""Somebody else took the request_id, or the place among the user's runs, at the same time."""
+    epoch: int | None
+    is_repeated: bool
+    is_counted: bool
+    is_limited: bool
+    retry_after: float
+    has_place: bool
+    has_tokens: bool
 
 
 class RunStore:
     """The rows of runs, of what they said, and of what happened on threads."""
 
-    def __init__(self, database: Database, limits: LimitSettings = NO_LIMITS) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._limits = limits
 
-    async def start_on_new_thread(self, run: NewRun, *, is_counted: bool) -> Attempt:
-        """Make a thread with its first run, unless something is in the way, see `obstacle`.
+    async def start(
+        self, run: NewRun, limits: LimitSettings, *, is_new: bool, is_counted: bool, even_if_locked: bool
+    ) -> Attempt | None:
+        """Take a thread's lease, or make the thread, unless something is in the way, see `obstacle`.
 
         is_counted: whether the run has been counted before.
+        None where somebody else took the request_id, or the place among the user's runs, at the same time.
         """
-        return await self._start(statements.START_ON_NEW_THREAD, run, is_counted)
-
-    async def start_on_thread(self, run: NewRun, *, is_counted: bool, even_if_locked: bool) -> Attempt:
-        """Take a thread's lease, unless something is in the way, see `obstacle`."""
-        return await self._start(statements.START_ON_THREAD, run, is_counted, even_if_locked)
-
-    async def _start(self, statement: str, run: NewRun, is_counted: bool, *more: object) -> Attempt:
-        limits = self._limits
+        is_auto = run.request_id is not None and run.request_id.startswith(AUTO_REQUEST_ID)
         values = (
-            *_values(run),
+            *(*run.thread, run.run_id, run.server_id, run.request_id, run.request_hash),
+            AUTO_REQUEST_ID_SECONDS if is_auto else REQUEST_ID_SECONDS,
             0.0 if is_counted else limits.seconds_per_run,
             limits.rate_limit_window,
             limits.max_user_runs,
             limits.tokens_per_day,
+            is_new,
+            even_if_locked,
         )
         try:
-            row = await self._database.fetchrow(statement, *values, *more)
+            (row,) = await self._database.fetch(statements.START, *values)
         except DatabaseError as error:
-            _check_taken(error)
-            return _COLLIDED
-        return Attempt(**{**row, "retry_after": row["retry_after"] or 0.0}) if row is not None else _COLLIDED
+            if error.metadata.get("sqlstate") != _UNIQUE_VIOLATION:
+                raise
+            return None
+        return Attempt(**row)
 
     async def obstacle(self, run: NewRun) -> Obstacle:
         """What was in a run's way."""
@@ -372,17 +369,6 @@ _STATES = {name: value for value, name in _STATE_NAMES.items()}
 
 def _state_of(name: str | None) -> RunState.ValueType:
     return _STATES.get(name or "", RunState.RUN_STATE_UNSPECIFIED)
-
-
-def _values(run: NewRun) -> tuple[object, ...]:
-    is_auto = run.request_id is not None and run.request_id.startswith(AUTO_REQUEST_ID)
-    seconds = AUTO_REQUEST_ID_SECONDS if is_auto else REQUEST_ID_SECONDS
-    return (*run.thread, run.run_id, run.server_id, run.request_id, run.request_hash, seconds)
-
-
-def _check_taken(error: DatabaseError) -> None:
-    if error.metadata.get("sqlstate") != _UNIQUE_VIOLATION:
-        raise error
 
 
 def _page_of(row: asyncpg.Record) -> LogPage:
