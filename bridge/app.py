@@ -23,7 +23,7 @@ from bridge.acknowledgements import Acknowledgements
 from bridge.backend import Backend
 from bridge.channel import channel_credentials
 from bridge.endpoint import Endpoint
-from bridge.refusals import json_error
+from bridge.errors import json_error
 from bridge.settings import Settings
 from bridge.streams import Streams
 

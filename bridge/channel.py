@@ -23,7 +23,6 @@ _REPEATABLE = frozenset(
         "UpdateThread",
         "DeleteThread",  # which knows that it may have been done before
         "AddFeedback",
-        "Transcribe",
     }
 )
 _REPEATS = {

@@ -27,11 +27,11 @@ from bridge import request_ids, sse
 from bridge.acknowledgements import Acknowledgements
 from bridge.backend import Backend, Method, method_of
 from bridge.cookies import session_cookies
+from bridge.errors import error_response
 from bridge.event_stream import EventStream
 from bridge.headers import NOSNIFF
 from bridge.last_event_id import LastEventId
 from bridge.lasting_call import LastingCall
-from bridge.refusals import error_response
 from bridge.settings import Settings
 from bridge.streams import Streams
 

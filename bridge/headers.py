@@ -26,6 +26,7 @@ FROM_OTHER_ORIGINS = (
     "Content-Type",
     "Idempotency-Key",
     "Last-Event-ID",
+    "chatkit-frame-instance-id",  # which ChatKit's page sends along
     "Traceparent",
     "X-Request-Id",
 )

@@ -20,6 +20,9 @@ from chatkit_grpc.environment import (
 from environs import ValidationError
 from environs import validate as must_be
 
+_PLAIN_TARGET = re.compile(
+    r"(?:dns:(?:///)?|ipv4:|ipv6:)?((?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):\d+(?:,(?:[0-9.]+|\[[0-9a-fA-F:]+\]):\d+)*)"
+)
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -111,13 +114,16 @@ class Settings:
 
 
 def _stays_here(target: str) -> bool:
-    """Whether a target is on this machine, all of it."""
-    scheme, rest = target.split(":", 1)
-    if scheme in {"unix", "unix-abstract", "vsock"}:
+    """Whether a target is on this machine, all of it. What isn't plainly that is taken for abroad.
+
+    So are names that a certain name server is asked for: it may say anything.
+    """
+    if target.startswith(("unix:", "unix-abstract:")):
         return True
-    if scheme in {"dns", "ipv4", "ipv6"}:
-        target = rest.rpartition("/")[2]
-    return all(is_loopback(address.rpartition(":")[0].strip("[]")) for address in target.split(","))
+    found = _PLAIN_TARGET.fullmatch(target)
+    return found is not None and all(
+        is_loopback(address.rpartition(":")[0].strip("[]")) for address in found[1].split(",")
+    )
 
 
 def _target(text: str) -> None:

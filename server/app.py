@@ -101,7 +101,13 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         calls = CallLimiter(database, settings.limits)
         overload = await stack.enter_async_context(Overload(settings.limits))
         certificates = ServiceCertificates(settings.auth.service_certificates)
-        guard = AuthInterceptor(authenticator, certificates, calls, has_reflection=settings.has_reflection)
+        guard = AuthInterceptor(
+            authenticator,
+            certificates,
+            calls,
+            seconds_to_ask=settings.limits.call_deadline_seconds,
+            has_reflection=settings.has_reflection,
+        )
         server = _make_server(settings, guard)
         health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
         health.add_to(server, SERVICES)
@@ -201,6 +207,10 @@ def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCre
             return server.add_secure_port(str(address), credentials)
         return server.add_insecure_port(str(address))
     except RuntimeError:
+        if credentials is not None:
+            raise SettingsError(
+                f"GRPC_LISTEN, TLS_CERTIFICATE, TLS_KEY: can't listen on {address} with this certificate"
+            ) from None
         raise SettingsError(f"GRPC_LISTEN: can't listen on {address}; choose another") from None
 
 

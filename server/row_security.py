@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chatkit_grpc.environment import SettingsError
 from chatkit_grpc.errors import DatabaseError
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server.database import Database, PoolConnection, Record, translated
 
@@ -17,7 +18,15 @@ _SETUP = Path(__file__).with_name("row_security.sql")
 # One wall at a time: servers that start together take turns. The number spells "rows".
 _TAKE_TURNS = "select pg_advisory_xact_lock(1919907699)"
 _BECOME_USER = """
-select set_config('chatkit_grpc.user_id', $1, true), set_config('role', 'chatkit_grpc_user', true)
+select set_config('chatkit_grpc.user_id', $1, true), set_config('role', 'chatkit_grpc_user_' || oid, true)
+from pg_database where datname = current_database()
+"""
+# What the store does with each table, on no row.
+_TRY = """
+select from chat_sessions
+left join chat_messages using (user_id, session_id)
+left join attachments using (user_id, session_id)
+where user_id = $1
 """
 
 
@@ -35,16 +44,18 @@ async def wall_off(database: Database) -> WalledDatabase:
 
     Raises SettingsError where the server's user may not build it, and DatabaseError.
     """
+    walled = WalledDatabase(database.pool, database.url, database.description, database.timeout)
     try:
         await translated(_build(database))
+        await walled.fetch(_TRY, "")
     except DatabaseError as error:
-        if error.metadata.get("sqlstate") != "42501":
+        if error.reason == reasons.ERROR_REASON_DATABASE_UNAVAILABLE:
             raise
         raise SettingsError(
-            "ROW_LEVEL_SECURITY: the database's user may not do what it needs: own the tables, and create a role. "
-            "Let an administrator run server/row_security.sql once"
+            "ROW_LEVEL_SECURITY: the database's user must own the tables and may create a role, or be given one: "
+            f"server/row_security.sql says how ({error.metadata.get('sqlstate')})"
         ) from None
-    return WalledDatabase(database.pool, database.url, database.description, database.timeout)
+    return walled
 
 
 async def _build(database: Database) -> None:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from server.context import Auth, RequestContext, RequestInfo
 from server.failures import abort
-from server.limits.deadline import Deadline
+from server.limits.deadline import out_of_time, seconds_for, until, within
 from server.limits.settings import LimitSettings
 from server.limits.sizes import check_sizes
 
@@ -57,14 +58,13 @@ class ServiceAdapter:
 
     def _unary(self, rpc: str, request_type: type[Message], behaviour: UnaryMethod) -> Callable[..., Awaitable[bytes]]:
         async def serve(body: bytes, call: Call, *, auth: Auth) -> bytes:
-            deadline = Deadline(call, self._limits.call_deadline_seconds)
+            seconds = seconds_for(call, self._limits.call_deadline_seconds)
             try:
                 request, context = self._accept(rpc, request_type, body, call, auth)
-                async with deadline:
-                    response = await behaviour(request, context)
+                response = await within(behaviour(request, context), seconds, partial(out_of_time, seconds))
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
-                await abort(rpc, call, deadline.meant(error))
+                await abort(rpc, call, error)
 
         return serve
 
@@ -72,15 +72,18 @@ class ServiceAdapter:
         self, rpc: str, request_type: type[Message], behaviour: StreamMethod
     ) -> Callable[..., AsyncGenerator[bytes, None]]:
         async def serve(body: bytes, call: Call, *, auth: Auth) -> AsyncGenerator[bytes, None]:
-            deadline = Deadline(call, self._limits.stream_deadline_seconds)
+            seconds = seconds_for(call, self._limits.stream_deadline_seconds)
             try:
                 request, context = self._accept(rpc, request_type, body, call, auth)
+                responses = behaviour(request, context)
+                if seconds is not None:
+                    responses = until(responses, seconds, partial(out_of_time, seconds))
                 # A generator that is merely dropped is closed some time later, and its run would go on until then.
-                async with deadline, aclosing(behaviour(request, context)) as responses:
+                async with aclosing(responses):
                     async for response in responses:
                         yield response
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
-                await abort(rpc, call, deadline.meant(error))
+                await abort(rpc, call, error)
 
         return serve
 
@@ -94,8 +97,9 @@ class ServiceAdapter:
         except DecodeError:
             raise ValidationError.at("$", f"expected a {request_type.DESCRIPTOR.full_name}") from None
         log.debug("%s for %s: %s", rpc, auth.user_id, request)
-        codec.check(request)
+        # In this order: how much there is to check is limited first.
         check_sizes(request, self._limits)
+        codec.check(request)
         return request, RequestContext.of(auth, _request_info(rpc, metadata))
 
 

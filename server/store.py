@@ -141,6 +141,10 @@ class PostgresStore(Store[RequestContext]):
         """Delete a thread with its items and their feedback. Its attachments stay, no longer linked to a thread."""
         if not await self._database.fetch(statements.DELETE_THREAD, context["user_id"], thread_id, None):
             raise RecordNotFoundError.thread(thread_id)
+        await self.forget_runs(thread_id, context)
+
+    async def forget_runs(self, thread_id: str, context: RequestContext) -> None:
+        """Delete what is left of the runs of a thread that is gone."""
         await self._database.fetch(statements.FORGET_RUNS, context["user_id"], thread_id)
 
     async def load_thread_items(

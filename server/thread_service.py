@@ -17,9 +17,10 @@ from chatkit_grpc.v1.thread_pb2 import ORDER_ASC, Thread
 
 from server import sdk
 from server.appending import Appending
+from server.auth.tokens import seconds_left, token_expired
 from server.changes import change_of
 from server.context import RequestContext
-from server.limits.deadline import token_holds
+from server.limits.deadline import until
 from server.runs.in_progress import InProgress
 from server.runs.pending_items import item_id
 from server.runs.store import ThreadKey
@@ -90,6 +91,7 @@ class ThreadService:
             # The same call may have been made before, by a server that died with the answer.
             if ATTEMPTS_KEY not in context.request.headers:
                 raise
+            await self._store.forget_runs(request.thread_id, context)
         return pb.DeleteThreadResponse()
 
     async def list_items(self, request: pb.ListItemsRequest, context: RequestContext) -> pb.ListItemsResponse:
@@ -168,8 +170,10 @@ class ThreadService:
     ) -> AsyncGenerator[bytes, None]:
         """Everything that happens on a thread."""
         thread = ThreadKey(context["user_id"], request.thread_id)
-        async with token_holds(context.auth), aclosing(self._thread_watch.watch(thread, request.after or None)) as all_:
-            async for response in all_:
+        changes = self._thread_watch.watch(thread, request.after or None)
+        # It has no end of its own, and lasts as long as its token.
+        async with aclosing(until(changes, seconds_left(context.auth), token_expired)) as responses:
+            async for response in responses:
                 yield response
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from pathlib import Path
 from typing import Any
 
 import grpc
 from chatkit_grpc.environment import SettingsError
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 from server.settings import Settings
 
@@ -42,9 +44,11 @@ class CertificateFiles:
         """What the files hold. Raises SettingsError, which names the one that is no good."""
         self._seen = self._stamp()
         held = {name: _read(name, path) for name, path in self._files.items()}
-        self._check()
+        _check_pair(held["TLS_CERTIFICATE"], held["TLS_KEY"])
+        if authority := held.get("TLS_CLIENT_CA"):
+            _check_authority(authority)
         return grpc.ssl_server_certificate_configuration(
-            [(held["TLS_KEY"], held["TLS_CERTIFICATE"])], root_certificates=held.get("TLS_CLIENT_CA")
+            [(held["TLS_KEY"], held["TLS_CERTIFICATE"])], root_certificates=authority
         )
 
     def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
@@ -66,21 +70,6 @@ class CertificateFiles:
         except OSError:
             return None
 
-    def _check(self) -> None:
-        """Raise SettingsError unless key and certificate belong together, and the authority's file holds one."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(self._files["TLS_CERTIFICATE"], self._files["TLS_KEY"], password=_no_password)
-        except (OSError, ValueError) as error:
-            raise SettingsError(
-                f"TLS_CERTIFICATE, TLS_KEY: expected a certificate chain and its unencrypted key as PEM ({_why(error)})"
-            ) from None
-        if path := self._files.get("TLS_CLIENT_CA"):
-            try:
-                context.load_verify_locations(path)
-            except (OSError, ValueError) as error:
-                raise SettingsError(f"TLS_CLIENT_CA: expected certificates as PEM ({_why(error)})") from None
-
 
 def _read(name: str, path: Path) -> bytes:
     try:
@@ -89,9 +78,20 @@ def _read(name: str, path: Path) -> bytes:
         raise SettingsError(f"{name}: can't read {path}: {error.strerror}") from None
 
 
-def _no_password() -> str:
-    raise ValueError("the key is encrypted")
+def _check_pair(certificate: bytes, key: bytes) -> None:
+    """Raise SettingsError unless they belong together: gRPC itself would only say no to whoever connects."""
+    try:
+        chain = x509.load_pem_x509_certificates(certificate)
+        found = serialization.load_pem_private_key(key, password=None)
+        is_pair = found.public_key() == chain[0].public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        is_pair = False
+    if not is_pair:
+        raise SettingsError("TLS_CERTIFICATE, TLS_KEY: expected a certificate chain and its unencrypted key as PEM")
 
 
-def _why(error: Exception) -> str:
-    return error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error) or type(error).__name__
+def _check_authority(certificates: bytes) -> None:
+    try:
+        x509.load_pem_x509_certificates(certificates)
+    except ValueError:
+        raise SettingsError("TLS_CLIENT_CA: expected certificates as PEM") from None

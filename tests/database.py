@@ -72,10 +72,15 @@ async def execute(url: str, *statements: str) -> None:
 async def fresh_database(server_url: str, template: str | None = None) -> AsyncIterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     await execute(server_url, f"create database {name} template {template or 'template0'}")
+    connection = await asyncpg.connect(server_url)
+    oid = await connection.fetchval("select oid from pg_database where datname = $1", name)
+    await connection.close()
     try:
         yield with_database(server_url, name)
     finally:
-        await execute(server_url, f"drop database {name} with (force)")
+        # Roles are of the whole server: that of ROW_LEVEL_SECURITY goes with its database.
+        role = f"chatkit_grpc_user_{oid}"
+        await execute(server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
 
 
 @pytest.fixture(scope="session")

@@ -544,6 +544,9 @@ async def test_who_asked_for_no_stream_still_gets_the_real_status(
         ("threads.list", "ListThreads", {}),
         ("items.list", "ListItems", {"thread_id": "t"}),
         ("runs.cancel", "CancelRun", {"run_id": "r"}),
+        ("threads.update", "UpdateThread", {"thread_id": "t", "title": "x"}),
+        ("threads.delete", "DeleteThread", {"thread_id": "t"}),
+        ("items.feedback", "AddFeedback", {"thread_id": "t", "item_ids": ["i"], "kind": "positive"}),
     ],
 )
 async def test_what_changes_nothing_the_second_time_is_tried_four_times(
@@ -557,10 +560,10 @@ async def test_what_changes_nothing_the_second_time_is_tried_four_times(
 
 
 async def test_what_would_be_done_twice_is_tried_once(scene: Scene) -> None:
-    scene.server.script("UpdateThread", GONE)
-    body = {"type": "threads.update", "params": {"thread_id": "t", "title": "x"}}
+    scene.server.script("Transcribe", GONE)
+    body = {"type": "input.transcribe", "params": {"audio_base64": "AAAA", "mime_type": "audio/ogg"}}
     assert (await scene.post(body)).status_code == 503
-    assert len(scene.server.requests("UpdateThread")) == 1
+    assert len(scene.server.requests("Transcribe")) == 1
 
 
 # Several servers

@@ -166,21 +166,25 @@ async def test_one_of_two_servers_goes_under_load_and_no_request_fails_that_had_
 async def test_a_deletion_whose_answer_got_lost_is_no_failure(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delete = PostgresStore.delete_thread
+    forget = PostgresStore.forget_runs
     lost: list[str] = []
 
-    async def delete_and_lose(store: PostgresStore, thread_id: str, context: Any) -> None:
-        await delete(store, thread_id, context)
-        if not lost:
-            lost.append(thread_id)
-            raise UnavailableError("The server is gone.")
+    async def die_in_the_middle(store: PostgresStore, thread_id: str, context: Any) -> None:
+        if lost:
+            await forget(store, thread_id, context)
+            return
+        lost.append(thread_id)
+        raise UnavailableError("The server is gone.")
 
-    monkeypatch.setattr(PostgresStore, "delete_thread", delete_and_lose)
+    monkeypatch.setattr(PostgresStore, "forget_runs", die_in_the_middle)
     async with open_system(database_url, ScriptedServer) as system:
         thread_id, _ = await a_thread(system)
         deleted = body_of("threads.delete", thread_id=thread_id)
         assert (await post(system, deleted)).status_code == 200
         assert lost == [thread_id]
+        # Nor is anything of the conversation left.
+        assert await system.server.database.fetch("select from runs") == []
+        assert await system.server.database.fetch("select from run_events") == []
         assert (await post(system, deleted)).status_code == 404
 
 

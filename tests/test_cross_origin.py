@@ -16,7 +16,11 @@ from tests.system import IMPATIENT, System, open_system
 from tests.test_bridge import SSE, body_of, post, say
 
 APP = "https://app.test"
-PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,idempotency-key"}
+SENT_BY_CHATKIT = "authorization,chatkit-frame-instance-id,content-type"
+PREFLIGHT = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": f"{SENT_BY_CHATKIT},idempotency-key,last-event-id",
+}
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -17,15 +17,15 @@ from chatkit.types import ThreadMetadata
 from chatkit_grpc import free_json
 from chatkit_grpc.environment import Environment, SettingsError
 from chatkit_grpc.v1 import chat_service_pb2, thread_service_pb2, thread_service_pb2_grpc
+from chatkit_grpc.v1.item_pb2 import UserMessageContent, UserMessageTextContent
 
-from bridge.settings import Settings as BridgeSettings
 from server.app import open_server
 from server.limits.settings import NO_LIMITS, LimitSettings
 from tests.database import context_of
 from tests.issuer import hs256
 from tests.runs_fixtures import PATIENT, Reader, Side, failure, open_pair, open_side, until
 from tests.scripted import ScriptedServer
-from tests.system import ANY_PORT, BY_SECRET, IMPATIENT, PRODUCTION, System, open_bridge, open_system
+from tests.system import ANY_PORT, BY_SECRET, IMPATIENT, PRODUCTION, System, open_system
 from tests.test_bridge import body_of, post, say
 
 SMALL = replace(
@@ -180,16 +180,76 @@ async def test_a_call_without_a_deadline_gets_one(database_url: str) -> None:
         assert 0.25 < time.monotonic() - began < 2
         assert (error.code, error.message) == (
             "DEADLINE_EXCEEDED",
-            "The call took longer than 0.3 s; give it a deadline if it may take longer.",
+            "The call took longer than 0.3 s, which is the longest here.",
         )
 
 
-async def test_a_deadline_of_ones_own_counts_and_not_the_servers(database_url: str) -> None:
-    async with impatient(database_url, call_deadline_seconds=0.2) as side:
+async def test_a_deadline_of_ones_own_counts_where_it_is_earlier(database_url: str) -> None:
+    async with impatient(database_url, call_deadline_seconds=3) as side:
+        for own, expected in ((0.3, "took too long"), (1000.0, "took longer than 3 s")):
+            began = time.monotonic()
+            error = await failure(side.chat.Transcribe(TRANSCRIBE, timeout=own))
+            assert (error.code, expected in error.message) == ("DEADLINE_EXCEEDED", True)
+            assert min(own, 3) - 0.1 < time.monotonic() - began < min(own, 3) + 2
+
+
+async def test_a_stream_whose_reader_sleeps_through_its_deadline_is_told_when_he_wakes(database_url: str) -> None:
+    async with impatient(database_url, stream_deadline_seconds=1.0, max_connection_streams=1) as side:
+        request = chat_service_pb2.CreateThreadRequest()
+        request.input.content.add().input_text.text = "large 2000 10000"
+        responses = side.chat.CreateThread(request).__aiter__()
+        await anext(responses)
+        await asyncio.sleep(2)  # far more has been said by now than the connection holds
+
+        async def read_on() -> None:
+            async for _ in responses:
+                pass
+
+        async with asyncio.timeout(20):
+            assert (await failure(read_on())).code == "DEADLINE_EXCEEDED"
+        # And its place is free again.
+        assert await side.threads.ListThreads(thread_service_pb2.ListThreadsRequest(), timeout=5)
+
+
+@pytest.mark.parametrize("method", ["ThreadService/ListThreads", "ChatService/CreateThread"])
+async def test_a_call_whose_request_never_comes_is_ended(database_url: str, method: str) -> None:
+    async with impatient(database_url, call_deadline_seconds=0.5, max_connection_streams=1) as side:
+        call: Any = side.channel.stream_stream(f"/chatkit_grpc.v1.{method}")()
+        async with asyncio.timeout(5):
+            assert (await failure(call.read())).message == "The request did not arrive."
+        # And its place is free again.
+        assert await side.threads.ListThreads(thread_service_pb2.ListThreadsRequest(), timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("request_", "path"),
+    [
+        (
+            chat_service_pb2.AddUserMessageRequest(
+                thread_id="thr_no",
+                input=chat_service_pb2.UserMessageInput(
+                    content=[UserMessageContent(input_text=UserMessageTextContent(text="x"))] * 300_000
+                ),
+            ),
+            "$.params.input.content",
+        ),
+        (
+            thread_service_pb2.AddFeedbackRequest(
+                thread_id="thr_no", item_ids=["x"] * 1_000_000, kind=thread_service_pb2.FEEDBACK_KIND_POSITIVE
+            ),
+            "$.params.item_ids",
+        ),
+    ],
+    ids=["content", "item_ids"],
+)
+async def test_a_list_without_end_doesnt_stop_everybody(database_url: str, request_: Any, path: str) -> None:
+    async with impatient(database_url) as side:
+        call = side.chat.AddUserMessage if "input" in path else side.threads.AddFeedback
         began = time.monotonic()
-        error = await failure(side.chat.Transcribe(TRANSCRIBE, timeout=0.8))
-        assert error.code == "DEADLINE_EXCEEDED"
-        assert time.monotonic() - began > 0.7
+        answer = call(request_)
+        error = await failure(answer.read() if "input" in path else answer)
+        assert error.message.startswith(f"{path}: expected at most 1,000, got ")
+        assert time.monotonic() - began < 2
 
 
 async def test_a_stream_without_a_deadline_gets_one_and_the_run_goes_on_without_it(database_url: str) -> None:
@@ -205,7 +265,7 @@ async def test_a_stream_without_a_deadline_gets_one_and_the_run_goes_on_without_
 async def test_who_watches_a_thread_does_so_as_long_as_his_token_counts(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.limits.deadline.LEEWAY_SECONDS", 0)
+    monkeypatch.setattr("server.auth.tokens.LEEWAY_SECONDS", 0)
     settings = replace(PRODUCTION, auth=BY_SECRET)
     async with open_system(database_url, ScriptedServer, server=settings) as system:
         side = Side(system.server, None, system.channel)  # type: ignore[arg-type] # nobody looks at it
@@ -257,134 +317,15 @@ async def _is_closed(reader: asyncio.StreamReader) -> bool:
     return True
 
 
-HEAD = b"POST /api/chatkit HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-BODY = json.dumps(body_of("threads.list")).encode()
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-
-
-@asynccontextmanager
-async def strict_bridge(small: System, **changes: Any) -> AsyncIterator[str]:
-    async with open_bridge(small.target, replace(BridgeSettings(shutdown_grace_seconds=0), **changes)) as (url, _):
-        yield url
-
-
-async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], Any]:
-    async with asyncio.timeout(10):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        lines = head.split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
-        body = await reader.readexactly(int(headers["content-length"]))
-        return int(lines[0].split()[1]), headers, json.loads(body)
-
-
-async def drip(writer: asyncio.StreamWriter, part: Callable[[int], bytes]) -> None:
-    """Send a byte now and then, as an attack does that keeps connections."""
-    number = 0
-    while not writer.is_closing():
-        writer.write(part(number))
-        number += 1
-        await asyncio.sleep(0.05)
-
-
-async def test_a_head_that_comes_too_slowly_is_not_waited_for(small: System) -> None:
-    async with strict_bridge(small, request_timeout_seconds=0.5) as url, connected(url) as (reader, writer):
-        dripping = asyncio.create_task(drip(writer, lambda n: HEAD[n : n + 1]))
-        began = time.monotonic()
-        status, headers, body = await answer_of(reader)
-        assert (status, headers["connection"]) == (408, "close")
-        assert body["error"]["message"] == "The headers of the request did not arrive within 0.5 s."
-        assert 0.4 < time.monotonic() - began < 2
-        assert await reader.read() == b""
-        dripping.cancel()
-
-
-async def test_a_body_that_comes_too_slowly_is_not_waited_for(small: System) -> None:
-    async with strict_bridge(small, request_timeout_seconds=0.5) as url, connected(url) as (reader, writer):
-        writer.write(HEAD + b"content-length: 10000\r\n\r\n")
-        dripping = asyncio.create_task(drip(writer, lambda _: b" "))
-        status, _, body = await answer_of(reader)
-        assert (status, body["error"]["message"]) == (400, "The body of the request did not arrive within 0.5 s.")
-        dripping.cancel()
-
-
-async def test_who_connects_and_says_nothing_is_let_go(small: System) -> None:
-    async with strict_bridge(small, request_timeout_seconds=0.3) as url, connected(url) as (reader, _):
-        async with asyncio.timeout(3):
-            assert await reader.read() == b""
-
-
-async def test_a_second_request_on_a_connection_has_as_much_time_as_the_first(small: System) -> None:
-    async with strict_bridge(small, request_timeout_seconds=0.5) as url, connected(url) as (reader, writer):
-        for _ in range(3):
-            writer.write(HEAD + f"content-length: {len(BODY)}\r\n\r\n".encode() + BODY)
-            assert (await answer_of(reader))[0] == 200
-            await asyncio.sleep(0.3)
-        dripping = asyncio.create_task(drip(writer, lambda n: HEAD[n : n + 1]))
-        assert (await answer_of(reader))[0] == 408
-        dripping.cancel()
-
-
-@pytest.mark.parametrize("ends", [True, False])
-async def test_headers_have_a_limit(small: System, ends: bool) -> None:
-    async with strict_bridge(small, max_header_bytes=4096) as url, connected(url) as (reader, writer):
-        writer.write(HEAD + b"x-large: " + b"x" * 5000 + (b"\r\ncontent-length: 0\r\n\r\n" if ends else b""))
-        status, headers, body = await answer_of(reader)
-        assert (status, headers["connection"]) == (431, "close")
-        assert body["error"]["message"] == "The headers are larger than 4096 bytes."
-
-
-async def test_a_head_that_never_ends_takes_no_memory(small: System) -> None:
-    async with strict_bridge(small, max_header_bytes=4096) as url, connected(url) as (reader, writer):
-        writer.write(HEAD)
-        sent = 0
-        with suppress(ConnectionError):
-            while sent < 100_000_000:
-                writer.write(b"x-large: " + b"x" * 1000 + b"\r\n")
-                sent += 1011
-                await writer.drain()
-                await asyncio.sleep(0)
-        assert sent < 10_000_000  # what the sockets hold
-        assert reader is not None
-
-
-async def test_a_large_body_is_no_large_head(small: System) -> None:
-    async with strict_bridge(small, max_header_bytes=4096) as url, connected(url) as (reader, writer):
-        body = BODY + b" " * 100_000
-        writer.write(HEAD + f"content-length: {len(body)}\r\n\r\n".encode() + body)
-        assert (await answer_of(reader))[0] == 200
-
-
-async def test_a_bridge_takes_so_many_connections(small: System) -> None:
-    async with strict_bridge(small, max_connections=2) as url, AsyncExitStack() as stack:
-        request = HEAD + f"content-length: {len(BODY)}\r\n\r\n".encode() + BODY
-        idle = [await stack.enter_async_context(connected(url)) for _ in range(2)]
-        async with connected(url) as (reader, writer):
-            writer.write(request)
-            status, headers, body = await answer_of(reader)
-            assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
-            assert body["error"]["code"] == "TOO_MANY_CONNECTIONS"
-        for reader, writer in idle:
-            writer.write(request)
-            assert (await answer_of(reader))[0] == 200
-
-
 def test_every_limit_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     default = LimitSettings()
-    for name in default.__dataclass_fields__:
-        monkeypatch.setenv(name.upper(), "5000" if name.startswith(("max_metadata", "max_text")) else "7")
+    expected = {name: 5001 if name == "max_metadata_bytes" else 7 for name in default.__dataclass_fields__}
+    for name, value in expected.items():
+        monkeypatch.setenv(name.upper(), str(value))
     env = Environment()
     found = LimitSettings.read(env)
     env.check()
-    assert all(getattr(found, name) in {7, 5000} for name in default.__dataclass_fields__)
+    assert {name: getattr(found, name) for name in expected} == expected
     for name in default.__dataclass_fields__:
         monkeypatch.setenv(name.upper(), "-1")
     env = Environment()

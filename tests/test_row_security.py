@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -10,20 +11,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from asyncpg import InsufficientPrivilegeError, connect
 from chatkit.types import ThreadMetadata
 from chatkit_grpc.environment import SettingsError
 from chatkit_grpc.errors import DatabaseError
 
 from server import statements
 from server.app import open_server
-from server.database import Database
+from server.database import Database, open_database
 from server.row_security import WalledDatabase, wall_off
 from server.store import PostgresStore, RecordNotFoundError
-from tests.database import context_of, execute
+from tests.database import context_of, execute, fresh_database, settings_of
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT, IMPATIENT, open_system
 from tests.test_bridge import a_thread, body_of, post
 
+ROLE = "select 'chatkit_grpc_user_' || oid from pg_database where datname = current_database()"
 TABLES = ("chat_sessions", "chat_messages", "attachments", "feedback", "runs", "run_events", "thread_events")
 
 
@@ -68,7 +71,8 @@ async def test_nothing_can_be_written_for_somebody_else(walled: WalledDatabase) 
 
 async def test_who_says_no_user_sees_nothing(walled: WalledDatabase, database: Database) -> None:
     async with database.pool.acquire() as connection, connection.transaction():
-        await connection.execute("set local role chatkit_grpc_user")
+        role = await connection.fetchval(ROLE)
+        await connection.execute(f"set local role {role}")
         for table in TABLES:
             assert await connection.fetchval(f"select count(*) from {table}") == 0  # noqa: S608 # names of tables
 
@@ -123,15 +127,13 @@ async def test_a_server_whose_user_may_not_build_it_says_what_to_do(empty_databa
         parts = urlsplit(empty_database_url)
         url = parts._replace(netloc=f"{user}:x@{parts.netloc.rpartition('@')[2]}").geturl()
         settings = replace(IMPATIENT, database_url=url, grpc_listen=ANY_PORT, row_level_security=True)
-        with pytest.raises(SettingsError, match="ROW_LEVEL_SECURITY: the database's user may not"):
+        with pytest.raises(SettingsError, match="ROW_LEVEL_SECURITY: the database's user must own the tables"):
             async with open_server(settings, ScriptedServer):
                 pass
         # What the administrator then does.
-        await execute(
-            empty_database_url,
-            "do $$ begin create role chatkit_grpc_user; exception when duplicate_object then null; end $$",
-            f"grant chatkit_grpc_user to {user}",
-        )
+        async with open_database(settings_of(url)) as database:
+            role = await database.fetchval(ROLE)
+        await execute(empty_database_url, f"create role {role} nologin", f"grant {role} to {user}")
         async with open_server(settings, ScriptedServer) as server:
             thread = ThreadMetadata(id="thr_1", created_at=datetime.now())
             await server.store.save_thread(thread, context_of("alice"))
@@ -139,19 +141,71 @@ async def test_a_server_whose_user_may_not_build_it_says_what_to_do(empty_databa
     finally:
         await execute(
             empty_database_url,
-            f"revoke chatkit_grpc_user from {user}",
             f"reassign owned by {user} to current_user",
             f"drop owned by {user}",
             f"drop role {user}",
         )
 
 
+async def test_the_role_of_one_database_opens_no_other(postgres_url: str, migrated_template: str) -> None:
+    async with (
+        fresh_database(postgres_url, migrated_template) as one,
+        fresh_database(postgres_url, migrated_template) as other,
+        open_database(settings_of(one)) as first,
+        open_database(settings_of(other)) as second,
+    ):
+        await wall_off(first)
+        await wall_off(second)
+        role = await first.fetchval(ROLE)
+        assert role != await second.fetchval(ROLE)
+        async with second.pool.acquire() as connection, connection.transaction():
+            await connection.execute(f"set local role {role}")
+            with pytest.raises(InsufficientPrivilegeError):
+                await connection.fetch("select from chat_sessions")
+
+
+async def test_a_server_that_doesnt_own_the_tables_builds_no_wall_that_would_shut_it_out(database_url: str) -> None:
+    name = urlsplit(database_url).path.removeprefix("/")
+    user = f"guest_{name}"
+    await execute(
+        database_url,
+        f"create role {user} login password 'x' createrole",
+        f"grant select, insert, update, delete on all tables in schema public to {user}",
+    )
+    try:
+        parts = urlsplit(database_url)
+        url = parts._replace(netloc=f"{user}:x@{parts.netloc.rpartition('@')[2]}").geturl()
+        async with open_database(settings_of(url)) as database:
+            with pytest.raises(SettingsError, match="must own the tables"):
+                await wall_off(database)
+            assert not await database.fetch("select from pg_class where relrowsecurity")
+    finally:
+        await execute(database_url, f"drop owned by {user}", f"drop role {user}")
+
+
+async def test_a_reader_of_the_tables_doesnt_stop_everybody(database: Database, database_url: str) -> None:
+    """As a pg_dump would be: the wall waits for it for a while, and not with all others behind it."""
+    reading = await connect(database_url)
+    try:
+        transaction = reading.transaction()
+        await transaction.start()
+        await reading.fetch("select from chat_sessions")
+        began = time.monotonic()
+        with pytest.raises(DatabaseError):
+            await wall_off(database)
+        assert time.monotonic() - began < 8
+        await transaction.rollback()
+        await wall_off(database)
+    finally:
+        await reading.close()
+
+
 async def test_the_whole_system_works_behind_the_wall(database_url: str) -> None:
     settings = replace(IMPATIENT, row_level_security=True)
     async with open_system(database_url, ScriptedServer, server=settings) as system:
         assert isinstance(system.server.store._database, WalledDatabase)
-        thread_id, events = await a_thread(system, "everything")
-        assert events[-1]["type"] != "internal"
+        thread_id, events = await a_thread(system, "tokens 3")
+        assert [event for event in events if event["type"] == "error"] == []
         page = (await post(system, body_of("items.list", thread_id=thread_id))).json()
         ids = [page["data"][-1]["id"]]
         asked: list[tuple[str, dict[str, Any]]] = [

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from chatkit_grpc.environment import Address, SettingsError
+from chatkit_grpc.environment import Address, Environment, SettingsError
 from chatkit_grpc.v1 import thread_service_pb2
 
 from bridge.app import create_app
@@ -182,11 +182,26 @@ async def test_a_service_is_known_by_its_certificate(
         assert error.code == "PERMISSION_DENIED"
 
 
-@pytest.mark.parametrize("user", ["", "a b", "x" * 129, "é"])
+@pytest.mark.parametrize("user", ["", "a b", "x" * 129, "?"])
 async def test_a_service_must_name_somebody(guarded: RunningServer, authority: Authority, user: str) -> None:
     async with calling(guarded, authority, authority.issue("worker", "worker.internal")) as side:
-        metadata = ("x-user-id", user.encode("ascii", "replace").decode() if user != "é" else "?")
-        assert (await failure(listing(side, metadata))).code == "INVALID_REQUEST"
+        assert (await failure(listing(side, ("x-user-id", user)))).code == "INVALID_REQUEST"
+
+
+async def test_a_certificate_without_a_name_is_no_service(
+    database_url: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVICE_CERTIFICATES", "worker.internal, ,")
+    env = Environment()
+    names = AuthSettings.read(env).service_certificates
+    assert names == ("worker.internal",)
+    # Nor if somebody names nobody all the same.
+    auth = replace(BY_SECRET, service_certificates=(*names, ""))
+    async with (
+        serving(database_url, authority.issue("server", "localhost"), authority.path, auth) as server,
+        calling(server, authority, authority.issue("", file="nameless")) as side,
+    ):
+        assert (await failure(listing(side, *ALICE))).code == "UNAUTHENTICATED"
 
 
 async def test_a_page_doesnt_become_a_service_by_the_bridges_certificate(
@@ -296,7 +311,14 @@ CERTIFICATE = Path("/certificate.pem")
                 "dns:chat.internal:50051",
                 "ipv4:127.0.0.1:50051,10.0.0.2:50051",
                 "ipv6:[2001:db8::1]:50051",
-                "dns://8.8.8.8/localhost.evil.test:50051",
+                "dns://8.8.8.8/localhost:50051",
+                "dns:///10.0.0.2:50051?/localhost:1",
+                "dns:///10.0.0.2:50051#/localhost:1",
+                "ipv4:10.0.0.2:50051,/127.0.0.1:1",
+                "ipv4:10.0.0.2:50051?/127.0.0.1:1",
+                "xds:///localhost:50051",
+                "localhost",
+                "",
             )
         ),
         (BridgeSettings(grpc_certificate=CERTIFICATE, grpc_ca=CERTIFICATE), "GRPC_KEY: expected it beside"),

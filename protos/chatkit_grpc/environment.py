@@ -100,8 +100,8 @@ class Environment(Env):
 
     def words(self, name: str, validate: Callable[[list[str]], None] = lambda _: None) -> tuple[str, ...]:
         """Words with commas between them, and blanks if that reads better."""
-        found: list[str] | None = self.list(name, [], validate=lambda words: validate([word.strip() for word in words]))
-        return tuple(word.strip() for word in found or ())
+        found: list[str] | None = self.list(name, [], validate=lambda words: validate(_stripped(words)))
+        return tuple(_stripped(found or []))
 
     def file(self, name: str) -> Path | None:
         """The path of a file; whether it can be read is seen when it is."""
@@ -120,3 +120,8 @@ class Environment(Env):
             wrong = cast("dict[str, list[str]]", error.error_messages)
             lines = [f"{name}: {' '.join(map(str, messages))}" for name, messages in wrong.items()]
             raise SettingsError("\n".join(lines)) from None
+
+
+def _stripped(words: list[str]) -> list[str]:
+    """Without blanks around them, and without empty ones, which a comma at the end would make."""
+    return [word.strip() for word in words if word.strip()]

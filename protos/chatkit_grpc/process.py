@@ -13,19 +13,6 @@ import threading
 from chatkit_grpc.environment import Address, SettingsError
 from chatkit_grpc.redaction import RedactingFormatter
 
-NEVER_AT_DEBUG = (
-    "asyncio",
-    "asyncpg",
-    "grpc",
-    "httpcore",
-    "httpx",
-    "httpx2",
-    "httpcore2",
-    "openai",
-    "openai.agents",
-    "uvicorn",
-)
-"""Libraries whose DEBUG is no help to an operator."""
 WITH_PARENT = "--with-parent"
 """The argument that ties a process to the one that holds the other end of its standard input."""
 

@@ -28,7 +28,7 @@ class ServiceCertificates:
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)
 
-    def decide(self, metadata: Metadata) -> bool:
+    def apply_to(self, metadata: Metadata) -> bool:
         """Whether it is a call's certificate that says who makes it: it names a user, and brings nothing else."""
         keys = {key for key, _ in metadata}
         return bool(self._names) and USER_HEADER in keys and not keys & _OTHER_CREDENTIALS
@@ -39,7 +39,8 @@ class ServiceCertificates:
         Raises AuthenticationError without a certificate, PermissionDeniedError for one that is no service's, and
         ValidationError for a user's id that can't be.
         """
-        names = [name.decode(errors="replace") for name in call.peer_identities() or ()]
+        # A certificate without any name has an empty one.
+        names = [name.decode(errors="replace") for name in call.peer_identities() or () if name]
         if not names:
             raise AuthenticationError("Log in first: no token came with the call.", metadata={"cause": "missing"})
         service = next((name for name in names if name in self._names), None)

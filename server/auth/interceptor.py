@@ -5,15 +5,14 @@ A handler gets its caller from here, as an argument that nobody else passes: wit
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
-from chatkit_grpc.errors import PermissionDeniedError
+from chatkit_grpc.errors import PermissionDeniedError, UnavailableError
 from chatkit_grpc.v1 import access_pb2
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server.auth.access import ALWAYS_OPEN, REFLECTION, RULES, access_of
 from server.auth.authenticator import Authenticator
@@ -21,18 +20,19 @@ from server.auth.certificates import ServiceCertificates
 from server.context import Auth
 from server.failures import abort
 from server.limits.calls import CallLimiter
+from server.limits.deadline import within
 
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
 else:
     Handler = grpc.RpcMethodHandler  # generic in its stubs only
-Behaviour = Callable[..., Any]
 Call = grpc.aio.ServicerContext[Any, Any]
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Lets a call through once its caller is known and hasn't called too often; otherwise its request isn't even read.
 
+    seconds_to_ask: how long the request of a call may take to come.
     has_reflection: whether anybody may ask which services there are.
     """
 
@@ -42,11 +42,13 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         certificates: ServiceCertificates,
         calls: CallLimiter,
         *,
+        seconds_to_ask: float,
         has_reflection: bool,
     ) -> None:
         self._authenticate = authenticate
         self._certificates = certificates
         self._calls = calls
+        self._seconds = seconds_to_ask
         self._open = (ALWAYS_OPEN, *REFLECTION) if has_reflection else (ALWAYS_OPEN,)
 
     async def intercept_service(
@@ -62,9 +64,9 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         metadata = tuple(handler_call_details.invocation_metadata or ())
         auth: Auth | None = None
         try:
-            if not self._certificates.decide(metadata):
-                auth = await self._authenticate(metadata, access)
-                await self._calls.admit(auth.user_id)
+            # Certificates are shown to handlers only.
+            if not self._certificates.apply_to(metadata):
+                auth = await self._admitted(await self._authenticate(metadata, access))
         except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
             return _refusal(rpc, error)
         handler = await continuation(handler_call_details)
@@ -72,38 +74,50 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             return None
         if access == access_pb2.ACCESS_UNSPECIFIED:
             return _refusal(rpc, PermissionDeniedError("Nobody may call this: its schema doesn't say who may."))
-        if auth is None:
-            return _changed(handler, lambda behaviour: self._behind_certificate(rpc, behaviour))
-        return _changed(handler, lambda behaviour: partial(behaviour, auth=auth))
+        return self._guarded(rpc, handler, auth)
 
-    def _behind_certificate(self, rpc: str, behaviour: Behaviour) -> Behaviour:
-        """The behaviour for the service that calls: gRPC shows certificates to handlers only."""
+    async def _admitted(self, auth: Auth) -> Auth:
+        await self._calls.admit(auth.user_id)
+        return auth
 
-        async def serve(request: object, call: Call) -> object:
-            return await behaviour(request, call, auth=await self._caller(rpc, call))
+    async def _request(self, call: Call) -> bytes:
+        body: Any = await within(call.read(), self._seconds, _no_request)
+        if body is grpc.aio.EOF:
+            raise _no_request()
+        request: bytes = body
+        return request
 
-        async def stream(request: object, call: Call) -> AsyncGenerator[object, None]:
-            async with aclosing(behaviour(request, call, auth=await self._caller(rpc, call))) as responses:
+    def _guarded(self, rpc: str, handler: Handler, known: Auth | None) -> Handler:
+        """The handler of an RPC with one request, told who calls.
+
+        For gRPC it takes many: then it is called before the first has come, and not only once it has, if it ever does.
+        """
+        behaviour: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
+
+        async def prepare(call: Call) -> tuple[bytes, Auth]:
+            try:
+                auth = known or await self._admitted(self._certificates.caller(call))
+                return await self._request(call), auth
+            except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
+                await abort(rpc, call, error)
+
+        async def serve(_requests: object, call: Call) -> object:
+            body, auth = await prepare(call)
+            return await behaviour(body, call, auth=auth)
+
+        async def stream(_requests: object, call: Call) -> AsyncGenerator[object, None]:
+            body, auth = await prepare(call)
+            async with aclosing(behaviour(body, call, auth=auth)) as responses:
                 async for response in responses:
                     yield response
 
-        return stream if inspect.isasyncgenfunction(behaviour) else serve
-
-    async def _caller(self, rpc: str, call: Call) -> Auth:
-        try:
-            auth = self._certificates.caller(call)
-            await self._calls.admit(auth.user_id)
-        except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
-            await abort(rpc, call, error)
-        return auth
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.stream_unary_rpc_method_handler(serve)
 
 
-def _changed(handler: Handler, change: Callable[[Behaviour], Behaviour]) -> Handler:
-    """The handler with another behaviour."""
-    streams = ("unary", "stream")
-    kind = f"{streams[handler.request_streaming]}_{streams[handler.response_streaming]}"
-    make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
-    return make(change(getattr(handler, kind)), handler.request_deserializer, handler.response_serializer)
+def _no_request() -> UnavailableError:
+    return UnavailableError("The request did not arrive.", reason=reasons.ERROR_REASON_DEADLINE_EXCEEDED)
 
 
 def _refusal(rpc: str, error: Exception) -> Handler:

@@ -12,9 +12,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx2
 import jwt
+from chatkit_grpc.environment import is_loopback
 from chatkit_grpc.errors import UnavailableError
 
 FRESH_SECONDS = 600.0
@@ -48,7 +50,9 @@ class KeySet:
         self._fetched_at = self._tried_at = self._searched_at = float("-inf")
         self._has_failed = False
         self._fetching: asyncio.Task[None] | None = None
-        self._http = httpx2.AsyncClient(timeout=_FETCH_SECONDS, follow_redirects=False)
+        # A proxy is not on the way to this very machine, and could answer in its place.
+        is_here = is_loopback(urlsplit(url).hostname or "")
+        self._http = httpx2.AsyncClient(timeout=_FETCH_SECONDS, follow_redirects=False, trust_env=not is_here)
 
     async def __aenter__(self) -> Self:
         # The issuer may start after us; and whoever calls first shouldn't have to wait.

@@ -8,6 +8,7 @@ whom: `sub` and `aud` must be there.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from chatkit_grpc.errors import AuthenticationError, ChatKitError
 from jwt.types import Options
 
 from server.auth.jwks import KeySet
+from server.context import Auth
 
 MAX_TOKEN_BYTES = 16 * 1024
 LEEWAY_SECONDS = 30
@@ -112,6 +114,17 @@ def _header(token: str) -> Mapping[str, Any]:
 def invalid(what_is_wrong: str, cause: str = "invalid") -> AuthenticationError:
     """The refusal of a token. Sample: invalid("its signature is wrong")."""
     return AuthenticationError(f"The token is no good: {what_is_wrong}.", metadata={"cause": cause})
+
+
+def token_expired() -> AuthenticationError:
+    """What a call is told whose token has expired while it lasted."""
+    return AuthenticationError("The token has expired; go on with a new one.", metadata={"cause": "expired"})
+
+
+def seconds_left(auth: Auth) -> float | None:
+    """How long the token still counts that a call was made with; None where it was made without one."""
+    expires = auth.claims.get("exp")
+    return None if expires is None else max(0.0, expires + LEEWAY_SECONDS - time.time())
 
 
 def _refusal(error: Exception) -> AuthenticationError:

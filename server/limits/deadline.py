@@ -1,62 +1,69 @@
-"""Until when a call may last that has no deadline of its own, and one that lasts as long as its token does."""
+"""Until when a call may last whose caller has set no deadline, or a very late one."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 import grpc
-from chatkit_grpc.errors import AuthenticationError, UnavailableError
+from chatkit_grpc.errors import ChatKitError, UnavailableError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
-from server.auth.tokens import LEEWAY_SECONDS
-from server.context import Auth
+_CLOSE_ENOUGH_SECONDS = 1.0
+"""A caller's deadline that is at most so much later than ours counts: what it takes to watch the time is saved."""
+
+T = TypeVar("T")
 
 
-class Deadline:
-    """The deadline of a call whose caller has set none: a caller who forgot it, and went away, is not served for ever.
+def seconds_for(call: grpc.aio.ServicerContext[Any, Any], most: float) -> float | None:
+    """How long a call may take, where its caller doesn't see to that himself.
 
-    seconds: from now on.
+    A caller who forgot it, and went away, is not served for ever.
     """
-
-    def __init__(self, call: grpc.aio.ServicerContext[Any, Any], seconds: float) -> None:
-        self._seconds = seconds if call.time_remaining() is None else None
-        self._timeout = asyncio.timeout(self._seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._timeout.__aexit__(kind, error, tb)
-
-    def meant(self, error: Exception) -> Exception:
-        """What an error means: where the time is up, that it is."""
-        if not self._timeout.expired():
-            return error
-        return UnavailableError(
-            f"The call took longer than {self._seconds:g} s; give it a deadline if it may take longer.",
-            reason=reasons.ERROR_REASON_DEADLINE_EXCEEDED,
-        )
+    left: float | None = call.time_remaining()
+    return None if left is not None and left <= most + _CLOSE_ENOUGH_SECONDS else most
 
 
-@asynccontextmanager
-async def token_holds(auth: Auth) -> AsyncIterator[None]:
-    """As long as the caller's token counts, for what has no end of its own; then raises AuthenticationError."""
-    expires = auth.claims.get("exp")
-    seconds = None if expires is None else max(0.0, expires + LEEWAY_SECONDS - time.time())
-    holding = asyncio.timeout(seconds)
+def out_of_time(seconds: float | None) -> ChatKitError:
+    """What the caller is told then."""
+    return UnavailableError(
+        f"The call took longer than {seconds:g} s, which is the longest here.",
+        reason=reasons.ERROR_REASON_DEADLINE_EXCEEDED,
+    )
+
+
+async def within(work: Awaitable[T], seconds: float | None, error: Callable[[], ChatKitError]) -> T:
+    """The result of work that may take so long; then raises an error."""
+    timeout = asyncio.timeout(seconds)
     try:
-        async with holding:
-            yield
+        async with timeout:
+            return await work
     except TimeoutError:
-        if not holding.expired():
-            raise
-        raise AuthenticationError(
-            "The token has expired; go on with a new one.", metadata={"cause": "expired"}
-        ) from None
+        if timeout.expired():
+            raise error() from None
+        raise
+
+
+async def until(
+    responses: AsyncGenerator[T, None], seconds: float | None, error: Callable[[], ChatKitError]
+) -> AsyncGenerator[T, None]:
+    """What is yielded within a time; then raises an error.
+
+    Only the wait for the next one is cut short. A cancel while gRPC waits for a slow reader would land in gRPC's own
+    code, which then never ends the call.
+    """
+    end = asyncio.get_running_loop().time() + (seconds or 0.0)
+    async with aclosing(responses):
+        if seconds is None:
+            async for response in responses:
+                yield response
+            return
+        while True:
+            left = end - asyncio.get_running_loop().time()
+            try:
+                response = await within(anext(responses), max(left, 0.0), error)
+            except StopAsyncIteration:
+                return
+            yield response

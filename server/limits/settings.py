@@ -8,8 +8,6 @@ from typing import Any
 from chatkit_grpc.environment import Environment
 from environs import validate as must_be
 
-MAX_USER_RUNS = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
@@ -23,6 +21,7 @@ class LimitSettings:
     max_active_runs: int = 5000
     max_loop_lag_seconds: float = 1.0
     max_text_length: int = 100_000
+    max_list_length: int = 1000
     max_message_attachments: int = 10
     max_page_size: int = 10_000
     max_json_depth: int = 100
@@ -51,11 +50,12 @@ class LimitSettings:
             "rate_limit_requests": number("RATE_LIMIT_REQUESTS", 0, 1_000_000),
             "rate_limit_window": seconds("RATE_LIMIT_WINDOW", 1, 86400),
             "rate_limit_calls": number("RATE_LIMIT_CALLS", 0, 10_000_000),
-            "max_user_runs": number("MAX_USER_RUNS", 0, MAX_USER_RUNS),
+            "max_user_runs": number("MAX_USER_RUNS", 0, 1000),
             "tokens_per_day": number("TOKENS_PER_DAY", 0, 2**53),
             "max_active_runs": number("MAX_ACTIVE_RUNS", 0, 1_000_000),
             "max_loop_lag_seconds": seconds("MAX_LOOP_LAG_SECONDS", 0, 60),
             "max_text_length": number("MAX_TEXT_LENGTH", 1, 2**30),
+            "max_list_length": number("MAX_LIST_LENGTH", 1, 100_000),
             "max_message_attachments": number("MAX_MESSAGE_ATTACHMENTS", 0, 1000),
             "max_page_size": number("MAX_PAGE_SIZE", 1, 100_000),
             "max_json_depth": number("MAX_JSON_DEPTH", 1, 100),

@@ -18,7 +18,7 @@ _ATTACHMENTS = "attachments"
 
 
 def check_sizes(request: Message, limits: LimitSettings) -> None:
-    """Raise ValidationError for a text that is too long, too many attachments, or JSON that is nested too deeply.
+    """Raise ValidationError for a text that is too long, too many of something, or JSON that is nested too deeply.
 
     Sample: "$.params.input.content[0].text: expected at most 100,000 characters, got 250,000".
     """
@@ -40,8 +40,10 @@ def _check_message(message: Any, limits: LimitSettings) -> None:
 
 
 def _check_field(field: FieldDescriptor, value: Any, limits: LimitSettings) -> None:
-    if field.name == _ATTACHMENTS and field.is_repeated and len(value) > limits.max_message_attachments:
-        raise Invalid(f"expected at most {limits.max_message_attachments}, got {len(value)}")
+    if field.is_repeated:
+        most = limits.max_message_attachments if field.name == _ATTACHMENTS else limits.max_list_length
+        if len(value) > most:
+            raise Invalid(f"expected at most {most:,}, got {len(value):,}")
     for key, element in _elements(field, value):
         try:
             _check_value(field, element, limits)
