@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import grpc
-from chatkit_grpc.environment import SettingsError
+from chatkit_grpc.environment import SettingsError, read_file
 from chatkit_grpc.services import SERVICES
 
 from bridge.settings import Settings
@@ -85,10 +85,7 @@ def channel_credentials(settings: Settings) -> grpc.ChannelCredentials | None:
 def _read(name: str, path: Path | None) -> bytes | None:
     if path is None:
         return None
-    try:
-        held = path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{name}: can't read {path}: {error.strerror}") from None
+    held = read_file(name, path)
     # gRPC itself would take anything, and connect to nobody.
     if b"-----BEGIN " not in held:
         raise SettingsError(f"{name}: expected PEM in {path}")

@@ -16,6 +16,7 @@ from agents.models.fake_id import FAKE_RESPONSES_ID
 from chatkit.agents import AgentContext, ResponseStreamConverter, stream_agent_response
 from chatkit.store import StoreItemType
 from chatkit.types import (
+    AssistantMessageContentPartTextDelta,
     ProgressUpdateEvent,
     ThreadItemAddedEvent,
     ThreadItemDoneEvent,
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 _PLACEHOLDERS = frozenset({FAKE_RESPONSES_ID, ""})
 """What stands in for an id where the model's interface knows none."""
 
+_CHARACTERS_OF_A_TOKEN = 4
 _PATIENCE_SECONDS = 2.0
 """How long a cancelled run may take to stop: beyond that it is a tool that won't be cancelled."""
 
@@ -55,22 +57,35 @@ async def stream_answer(
         ),
     )
     finished = False
+    streamed = 0
     try:
         async for event in sdk_events:
+            streamed += _length_of(event)
             for repaired in ids.repair(event):
                 yield repaired
         finished = True
     finally:
         if not finished:
             await _abandon(run, sdk_events, agent_context)
-        _count_tokens(result, agent_context)
+        _count_tokens(result, agent_context, streamed, finished=finished)
 
 
-def _count_tokens(result: RunResultStreaming, agent_context: AgentContext[Any]) -> None:
-    """Of a model that was stopped in the middle nobody knows how many it took."""
+def _count_tokens(
+    result: RunResultStreaming, agent_context: AgentContext[Any], streamed: int, *, finished: bool
+) -> None:
+    """Tell the request's context how many tokens the run took.
+
+    A model says so at the end of its answer. Where it was stopped before, or doesn't say, they are estimated, so that
+    whoever stops each answer doesn't get them for nothing.
+
+    streamed: how many characters it said.
+    """
     request_context = agent_context.request_context
-    if isinstance(request_context, RequestContext):
-        request_context.tokens_used += result.context_wrapper.usage.total_tokens
+    if not isinstance(request_context, RequestContext):
+        return
+    known = result.context_wrapper.usage.total_tokens
+    estimated = 0 if finished and known else (len(str(result.input)) + streamed) // _CHARACTERS_OF_A_TOKEN
+    request_context.tokens_used += known + estimated
 
 
 async def _abandon(
@@ -124,6 +139,11 @@ class _OwnedRun:
                 logger.warning("A cancelled answer is still running after %s s", _PATIENCE_SECONDS)
                 return
         await self._events.aclose()
+
+
+def _length_of(event: ThreadStreamEvent) -> int:
+    update = event.update if isinstance(event, ThreadItemUpdatedEvent) else None
+    return len(update.delta) if isinstance(update, AssistantMessageContentPartTextDelta) else 0
 
 
 def _fetch_exception(task: asyncio.Task[StreamEvent]) -> None:

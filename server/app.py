@@ -32,7 +32,7 @@ from server.limits.allowance import RunAllowance
 from server.limits.calls import CallLimiter
 from server.limits.overload import Overload
 from server.retention import Retention
-from server.row_security import wall_off
+from server.row_security import with_row_security
 from server.rpc import ServiceAdapter
 from server.run_service import RunService
 from server.runs.in_progress import InProgress
@@ -88,7 +88,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         # Said in our words, and before the database is started; gRPC takes the port itself.
         bound_socket("GRPC_LISTEN", settings.grpc_listen).close()
         database = await stack.enter_async_context(open_database(settings))
-        store = PostgresStore(await wall_off(database) if settings.row_level_security else database)
+        store = PostgresStore(await with_row_security(database) if settings.row_level_security else database)
         assistant = await stack.enter_async_context(_open_assistant(make_assistant, store))
         reserved = await stack.enter_async_context(open_beside(database, settings, _RESERVED_CONNECTIONS))
         runs = await stack.enter_async_context(Runs(database, reserved, store, settings))

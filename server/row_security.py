@@ -30,7 +30,7 @@ where user_id = $1
 """
 
 
-class WalledDatabase(Database):
+class RowSecurityDatabase(Database):
     """A database of which each statement sees one user's rows: those of its first value."""
 
     async def _run(self, connection: PoolConnection, statement: str, values: tuple[object, ...]) -> list[Record]:
@@ -39,12 +39,12 @@ class WalledDatabase(Database):
             return await super()._run(connection, statement, values)
 
 
-async def wall_off(database: Database) -> WalledDatabase:
+async def with_row_security(database: Database) -> RowSecurityDatabase:
     """The database behind the wall, which is built where it isn't there yet.
 
     Raises SettingsError where the server's user may not build it, and DatabaseError.
     """
-    walled = WalledDatabase(database.pool, database.url, database.description, database.timeout)
+    walled = RowSecurityDatabase(database.pool, database.url, database.description, database.timeout)
     try:
         await translated(_build(database))
         await walled.fetch(_TRY, "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from chatkit_grpc.environment import SettingsError
+from chatkit_grpc.environment import SettingsError, read_file
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -43,7 +43,7 @@ class CertificateFiles:
     def read(self) -> grpc.ServerCertificateConfiguration:
         """What the files hold. Raises SettingsError, which names the one that is no good."""
         self._seen = self._stamp()
-        held = {name: _read(name, path) for name, path in self._files.items()}
+        held = {name: read_file(name, path) for name, path in self._files.items()}
         _check_pair(held["TLS_CERTIFICATE"], held["TLS_KEY"])
         if authority := held.get("TLS_CLIENT_CA"):
             _check_authority(authority)
@@ -69,13 +69,6 @@ class CertificateFiles:
             return [(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in map(Path.stat, self._files.values())]
         except OSError:
             return None
-
-
-def _read(name: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{name}: can't read {path}: {error.strerror}") from None
 
 
 def _check_pair(certificate: bytes, key: bytes) -> None:

@@ -6,12 +6,16 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chatkit_grpc.schema import enum_names, is_map, raw_json, value_field
+from chatkit_grpc.schema import enum_names, is_map, json_type, raw_json, value_field
+from chatkit_grpc.services import SERVICES
 from chatkit_grpc.v1 import json_pb2
+from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+METHODS = [method for service in SERVICES.values() for method in service.methods]
+OPERATIONS = [field for field in ChatKitRequest.DESCRIPTOR.oneofs[0].fields if json_type(field)]
 VARIANTS = 12
 """As many as the largest oneof has cases."""
 _DEEPEST = 8

@@ -28,11 +28,11 @@ from chatkit_grpc.v1.run_pb2 import EventBatch, RunState
 
 from server.app import RunningServer, open_server
 from server.database import Database
-from server.limits.settings import NO_LIMITS
 from server.runs.store import RunStore
 from server.settings import Settings as ServerSettings
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT
+from tests.unlimited import NO_LIMITS
 
 PATIENT = ServerSettings(
     environment="development", limits=NO_LIMITS, run_grace_seconds=60, lease_seconds=2, shutdown_grace_seconds=0

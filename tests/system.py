@@ -19,9 +19,9 @@ from bridge.http_server import http_config
 from bridge.settings import Settings as BridgeSettings
 from server.app import Factory, RunningServer, open_server
 from server.auth.settings import AuthSettings
-from server.limits.settings import NO_LIMITS
 from server.settings import Settings as ServerSettings
 from tests.issuer import AUDIENCE, SECRET
+from tests.unlimited import NO_LIMITS
 
 ANY_PORT = Address("127.0.0.1", 0)
 IMPATIENT = ServerSettings(environment="development", limits=NO_LIMITS, run_grace_seconds=0)

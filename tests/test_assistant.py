@@ -255,6 +255,27 @@ async def test_the_tokens_of_an_answer_are_counted_also_where_a_tool_was_called(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_an_answer_that_is_stopped_is_not_free(kind: str) -> None:
+    async with chat(kind, Say(tokens=1000, delay=0.01), asks_for_usage=True) as talk:
+        CONTEXT.tokens_used = 0
+        stream = talk.stream("word " * 400)
+        async for event in stream:
+            if event["type"] == "thread.item.updated":
+                break
+        await stream.aclose()  # type: ignore[attr-defined] # it is a generator
+        # 2,000 characters were asked.
+        await until(lambda: 500 < CONTEXT.tokens_used < 1000)
+
+
+async def test_a_model_that_doesnt_say_what_it_took_is_not_free() -> None:
+    """As Chat Completions don't, unless they are asked."""
+    async with chat("chat_completions", Say(text="word " * 400)) as talk:
+        CONTEXT.tokens_used = 0
+        await talk.say("One")
+        assert 500 < CONTEXT.tokens_used < 1000
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_ids_are_unique_across_turns_and_threads(kind: str) -> None:
     async with chat(kind) as talk:
         first = await talk.say("One")
@@ -462,6 +483,7 @@ class BrokenRun:
 
     run_loop_task: asyncio.Task[None] | None = None
     context_wrapper = RunContextWrapper(None)
+    input = "What?"
 
     def __init__(self, context: AgentContext[Any], events: int = 0) -> None:
         self.closed = False

@@ -19,13 +19,13 @@ from chatkit_grpc.v1.thread_service_pb2 import ListItemsRequest
 
 from bridge import endpoint
 from bridge.settings import Settings as BridgeSettings
-from server.limits.settings import NO_LIMITS
 from server.settings import Settings as ServerSettings
 from tests.issuer import hs256
+from tests.page import SSE, a_thread, body_of, events_of, post, say
 from tests.scripted import WHAT_WAS_SAID, ScriptedServer
 from tests.system import PRODUCTION, System, open_bridge, open_system
+from tests.unlimited import NO_LIMITS
 
-SSE = {"accept": "text/event-stream"}
 DEVELOPMENT = ServerSettings(environment="development", limits=NO_LIMITS, run_grace_seconds=0)
 
 
@@ -33,35 +33,6 @@ DEVELOPMENT = ServerSettings(environment="development", limits=NO_LIMITS, run_gr
 async def system(database_url: str) -> AsyncIterator[System]:
     async with open_system(database_url, ScriptedServer) as system:
         yield system
-
-
-def body_of(operation: str, **params: Any) -> dict[str, Any]:
-    return {"type": operation, "params": params}
-
-
-def say(text: str, **params: Any) -> dict[str, Any]:
-    operation = "threads.add_user_message" if "thread_id" in params else "threads.create"
-    return body_of(operation, input={"content": [{"type": "input_text", "text": text}]}, **params)
-
-
-async def post(system: System, body: object, **headers: str) -> httpx.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return await system.http.post(
-        "/api/chatkit", content=content, headers={"content-type": "application/json", **headers}
-    )
-
-
-def events_of(response: httpx.Response) -> list[Any]:
-    assert response.content.endswith(b"\n\n")
-    lines = response.content.decode().split("\n")
-    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-
-
-async def a_thread(system: System, text: str = "tokens 3", **headers: str) -> tuple[str, list[Any]]:
-    response = await post(system, say(text), **headers)
-    assert response.status_code == 200, response.text
-    events = events_of(response)
-    return events[0]["thread"]["id"], events
 
 
 BAD = [

@@ -38,11 +38,11 @@ from bridge import lasting_call
 from bridge.http_server import notice_who_vanishes
 from bridge.request_ids import identify
 from bridge.settings import Settings
-from server.limits.settings import NO_LIMITS
 from server.settings import Settings as ServerSettings
 from tests.fake_grpc_server import RUN, FakeServer, batch
 from tests.scripted import ScriptedServer
 from tests.system import open_bridge, open_system
+from tests.unlimited import NO_LIMITS
 
 SSE = {"accept": "text/event-stream"}
 FRAME = {"chatkit-frame-instance-id": "frame-1"}

@@ -24,10 +24,10 @@ from bridge.settings import Settings as BridgeSettings
 from server.store import PostgresStore
 from tests.faults.program import free_port
 from tests.name_server import name_server
+from tests.page import SSE, a_thread, body_of, post, say
 from tests.runs_fixtures import Side, open_side
 from tests.scripted import ScriptedServer
 from tests.system import open_bridge, open_system
-from tests.test_bridge import SSE, a_thread, body_of, post, say
 from tests.unlimited import UNLIMITED
 
 ROOT = Path(__file__).parent.parent

@@ -10,10 +10,10 @@ import pytest
 from chatkit_grpc.environment import SettingsError
 
 from bridge.settings import Settings as BridgeSettings
-from server.limits.settings import NO_LIMITS
+from tests.page import SSE, body_of, post, say
 from tests.scripted import ScriptedServer
 from tests.system import IMPATIENT, System, open_system
-from tests.test_bridge import SSE, body_of, post, say
+from tests.unlimited import NO_LIMITS
 
 APP = "https://app.test"
 SENT_BY_CHATKIT = "authorization,chatkit-frame-instance-id,content-type"

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from bridge.settings import Settings as BridgeSettings
+from tests.page import body_of, say
 from tests.scripted import ScriptedServer
 from tests.system import System, open_bridge, open_system
-from tests.test_bridge import body_of, say
 
 
 @pytest.fixture

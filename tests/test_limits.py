@@ -21,11 +21,12 @@ from google.rpc import error_details_pb2, status_pb2
 from server.database import Database
 from server.limits.allowance import take
 from server.limits.calls import BLOCK, CallLimiter
-from server.limits.settings import NO_LIMITS, LimitSettings
+from server.limits.settings import LimitSettings
+from tests.page import SSE, a_thread, body_of, post, say
 from tests.runs_fixtures import PATIENT, Pair, Reader, failure, open_pair, until, until_true
 from tests.scripted import ScriptedServer
 from tests.system import IMPATIENT, System, open_system
-from tests.test_bridge import SSE, a_thread, body_of, post, say
+from tests.unlimited import NO_LIMITS
 
 OK = grpc.StatusCode.OK
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -14,12 +14,12 @@ from chatkit_grpc.v1.run_pb2 import RunState
 
 from server.database import Database
 from server.limits.overload import Overload
-from server.limits.settings import NO_LIMITS
 from server.runs import statements
+from tests.page import SSE, events_of, post, say
 from tests.runs_fixtures import PATIENT, Pair, Reader, open_pair, until, until_true
 from tests.scripted import ScriptedServer
 from tests.system import IMPATIENT, open_system
-from tests.test_bridge import SSE, events_of, post, say
+from tests.unlimited import NO_LIMITS
 
 OK = grpc.StatusCode.OK
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

@@ -5,37 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from chatkit_grpc import codec
 from chatkit_grpc.redaction import RedactingFormatter, describe
-from chatkit_grpc.schema import is_map, json_type, value_field
-from chatkit_grpc.services import SERVICES
+from chatkit_grpc.schema import is_map, value_field
 from chatkit_grpc.v1 import chat_service_pb2, thread_service_pb2
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from tests.database import execute
 from tests.fake_openai import Fail, FakeOpenAI, Misbehave, Say, Step
-from tests.faults.program import free_port
-from tests.filled import VARIANTS, filled, message_of
+from tests.filled import METHODS, OPERATIONS, VARIANTS, filled, message_of
+from tests.page import SSE, body_of, say
+from tests.processes import Both, both
 from tests.scripted import WHAT_WAS_SAID
-from tests.test_bridge import SSE, body_of, say
-from tests.unlimited import UNLIMITED
 
 ROOT = Path(__file__).parent.parent
 CANARY = "canary-in-a-coal-mine"
 KEY = "sk-canary-of-a-key"
-METHODS = [method for service in SERVICES.values() for method in service.methods]
-OPERATIONS = [field for field in ChatKitRequest.DESCRIPTOR.oneofs[0].fields if json_type(field)]
 NOT_PERSONAL = {
     *("id", "thread_id", "item_id", "item_ids", "run_id", "attachment_id", "attachments", "request_id", "call_id"),
     *("component_id", "after", "cursor", "mime_type", "type", "icon", "code", "model", "domains"),
@@ -108,106 +101,9 @@ def test_the_formatter_describes_whatever_message_it_is_given() -> None:
     )
 
 
-class Half:
-    """A server or a bridge as a process at DEBUG, with all that it prints."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.printed = ""
-        self._process = process
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
-            self.printed += line.decode()
-
-    async def prints(self, text: str) -> None:
-        async with asyncio.timeout(40):
-            while text not in self.printed:
-                assert self._process.returncode is None, self.printed
-                await asyncio.sleep(0.05)
-
-    async def stop(self) -> None:
-        if self._process.returncode is None:
-            self._process.terminate()
-        await self._process.wait()
-        await self._reading
-
-
-@asynccontextmanager
-async def half(module: str, **env: str) -> AsyncIterator[Half]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module), cwd=ROOT, env={**os.environ, "LOG_LEVEL": "DEBUG", **UNLIMITED, **env},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, limit=2**24,
-    )  # fmt: skip
-    running = Half(process)
-    try:
-        yield running
-    finally:
-        await running.stop()
-
-
-class Both:
-    """Server and bridge, and ways to talk to them."""
-
-    def __init__(self, server: Half, bridge: Half, http: httpx.AsyncClient, channel: grpc.aio.Channel) -> None:
-        self.server = server
-        self.bridge = bridge
-        self.http = http
-        self.channel = channel
-
-    async def post(self, body: object, **headers: str) -> httpx.Response:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self.http.post(
-            "/api/chatkit", content=content, headers={"content-type": "application/json", **headers}
-        )
-
-    async def call(self, method: MethodDescriptor, request: bytes, *metadata: tuple[str, str]) -> None:
-        path = f"/{method.containing_service.full_name}/{method.name}"
-        try:
-            if not method.server_streaming:
-                unary: Any = self.channel.unary_unary(path)
-                await unary(request, timeout=5, metadata=metadata)
-                return
-            seconds = 0.3 if method.name == "WatchThread" else 5
-            stream: Any = self.channel.unary_stream(path)
-            async for _ in stream(request, timeout=seconds, metadata=metadata):
-                pass
-        except grpc.aio.AioRpcError:
-            pass  # an error path, too
-
-    def say_nothing_of(self, *secrets: str) -> None:
-        """Called once both have ended."""
-        for half in (self.server, self.bridge):
-            for secret in secrets:
-                at = half.printed.find(secret)
-                assert at < 0, half.printed[max(0, at - 1000) : at + 200]
-
-
-@asynccontextmanager
-async def both(database_url: str, **env: str) -> AsyncIterator[Both]:
-    listen, web = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    settings = {"ENVIRONMENT": "development", "DATABASE_URL": database_url, "GRPC_LISTEN": listen, **env}
-    async with half("server", **settings) as server:
-        await server.prints("gRPC on")
-        async with (
-            half("bridge", GRPC_TARGET=listen, BRIDGE_LISTEN=web) as bridge,
-            httpx.AsyncClient(base_url=f"http://{web}", timeout=30) as http,
-            grpc.aio.insecure_channel(listen) as channel,
-        ):
-            await bridge.prints("HTTP on")
-            await until_healthy(http)
-            yield Both(server, bridge, http, channel)
-            assert "DEBUG" in server.printed
-
-
-async def until_healthy(http: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            with suppress(httpx.ConnectError):
-                if (await http.get("/api/chatkit/health")).status_code == 200:
-                    return
-            await asyncio.sleep(0.05)
+async def called(system: Both, *call: Any) -> None:
+    with suppress(grpc.aio.AioRpcError):  # an error path, too
+        await system.call(*call)
 
 
 async def a_thread(both: Both) -> tuple[str, str]:
@@ -225,7 +121,7 @@ async def test_no_field_of_any_operation_gets_into_a_log(database_url: str) -> N
         for method in METHODS:
             for variant in range(VARIANTS):
                 request = filled(message_of(method.input_type), CANARY, ids, variant)
-                await system.call(method, request.SerializeToString())
+                await called(system, method, request.SerializeToString())
         for field in OPERATIONS:
             for variant in range(VARIANTS):
                 message: Any = ChatKitRequest(metadata=json.dumps({CANARY: CANARY}))
@@ -280,9 +176,9 @@ async def test_no_error_path_puts_it_there(database_url: str) -> None:
         for headers in BAD_HEADERS:
             await system.post(say(f"tokens 1 0 {CANARY}"), **headers)
         for method in METHODS:
-            await system.call(method, CANARY.encode())
-            await system.call(method, b"", ("authorization", f"Bearer {CANARY}"), ("x-user-id", f"{CANARY} !"))
-            await system.call(method, b"", ("chatkit-request-metadata-bin", CANARY.encode()))  # type: ignore[arg-type]
+            await called(system, method, CANARY.encode())
+            await called(system, method, b"", ("authorization", f"Bearer {CANARY}"), ("x-user-id", f"{CANARY} !"))
+            await called(system, method, b"", ("chatkit-request-metadata-bin", CANARY.encode()))
         renamed = body_of("threads.update", thread_id=thread_id, title=CANARY)
         await execute(database_url, "alter table chat_messages rename to elsewhere")
         # An answer that can't be stored can't be ended either, until recovery does.

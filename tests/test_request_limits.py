@@ -20,13 +20,14 @@ from chatkit_grpc.v1 import chat_service_pb2, thread_service_pb2, thread_service
 from chatkit_grpc.v1.item_pb2 import UserMessageContent, UserMessageTextContent
 
 from server.app import open_server
-from server.limits.settings import NO_LIMITS, LimitSettings
+from server.limits.settings import LimitSettings
 from tests.database import context_of
 from tests.issuer import hs256
+from tests.page import body_of, post, say
 from tests.runs_fixtures import PATIENT, Reader, Side, failure, open_pair, open_side, until
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT, BY_SECRET, IMPATIENT, PRODUCTION, System, open_system
-from tests.test_bridge import body_of, post, say
+from tests.unlimited import NO_LIMITS
 
 SMALL = replace(
     NO_LIMITS,

@@ -19,21 +19,21 @@ from chatkit_grpc.errors import DatabaseError
 from server import statements
 from server.app import open_server
 from server.database import Database, open_database
-from server.row_security import WalledDatabase, wall_off
+from server.row_security import RowSecurityDatabase, with_row_security
 from server.store import PostgresStore, RecordNotFoundError
 from tests.database import context_of, execute, fresh_database, settings_of
+from tests.page import a_thread, body_of, post
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT, IMPATIENT, open_system
-from tests.test_bridge import a_thread, body_of, post
 
 ROLE = "select 'chatkit_grpc_user_' || oid from pg_database where datname = current_database()"
 TABLES = ("chat_sessions", "chat_messages", "attachments", "feedback", "runs", "run_events", "thread_events")
 
 
 @pytest.fixture
-async def walled(database: Database) -> WalledDatabase:
+async def walled(database: Database) -> RowSecurityDatabase:
     """Two users have a thread each."""
-    walled = await wall_off(database)
+    walled = await with_row_security(database)
     store = PostgresStore(walled)
     for user in ("alice", "bob"):
         thread = ThreadMetadata(id=f"thr_{user}", created_at=datetime.now())
@@ -41,7 +41,7 @@ async def walled(database: Database) -> WalledDatabase:
     return walled
 
 
-async def test_a_statement_without_its_user_sees_one_users_rows(walled: WalledDatabase) -> None:
+async def test_a_statement_without_its_user_sees_one_users_rows(walled: RowSecurityDatabase) -> None:
     everything = "select session_id from chat_sessions where $1 <> ''"
     assert [row["session_id"] for row in await walled.fetch(everything, "alice")] == ["thr_alice"]
     assert await walled.fetch(everything, "nobody") == []
@@ -51,7 +51,7 @@ async def test_a_statement_without_its_user_sees_one_users_rows(walled: WalledDa
 
 
 async def test_a_store_whose_statement_forgot_its_user_finds_nobody_elses_thread(
-    walled: WalledDatabase, monkeypatch: pytest.MonkeyPatch
+    walled: RowSecurityDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     careless = statements.LOAD_THREAD.replace("where user_id = $1 and", "where $1 <> '' and")
     assert careless != statements.LOAD_THREAD
@@ -62,14 +62,14 @@ async def test_a_store_whose_statement_forgot_its_user_finds_nobody_elses_thread
         await store.load_thread("thr_bob", alice)
 
 
-async def test_nothing_can_be_written_for_somebody_else(walled: WalledDatabase) -> None:
+async def test_nothing_can_be_written_for_somebody_else(walled: RowSecurityDatabase) -> None:
     with pytest.raises(DatabaseError, match="42501"):
         await walled.fetch("insert into chat_sessions (user_id, session_id) select 'bob', $1", "alice")
     with pytest.raises(DatabaseError, match="42501"):
         await walled.fetch("update chat_sessions set user_id = 'bob' where user_id = $1", "alice")
 
 
-async def test_who_says_no_user_sees_nothing(walled: WalledDatabase, database: Database) -> None:
+async def test_who_says_no_user_sees_nothing(walled: RowSecurityDatabase, database: Database) -> None:
     async with database.pool.acquire() as connection, connection.transaction():
         role = await connection.fetchval(ROLE)
         await connection.execute(f"set local role {role}")
@@ -77,7 +77,7 @@ async def test_who_says_no_user_sees_nothing(walled: WalledDatabase, database: D
             assert await connection.fetchval(f"select count(*) from {table}") == 0  # noqa: S608 # names of tables
 
 
-async def test_every_table_with_users_is_behind_the_wall(walled: WalledDatabase, database: Database) -> None:
+async def test_every_table_with_users_is_behind_the_wall(walled: RowSecurityDatabase, database: Database) -> None:
     rows = await database.fetch(
         """
         select attrelid::regclass::text as name from pg_attribute join pg_class on pg_class.oid = attrelid
@@ -90,7 +90,7 @@ async def test_every_table_with_users_is_behind_the_wall(walled: WalledDatabase,
         await walled.fetch("select 1 from rate_limits where user_id = $1", "alice")
 
 
-async def test_a_connection_is_nobodys_afterwards(walled: WalledDatabase) -> None:
+async def test_a_connection_is_nobodys_afterwards(walled: RowSecurityDatabase) -> None:
     for _ in range(20):
         await walled.fetch("select $1::text", "alice")
         with pytest.raises(DatabaseError):
@@ -107,9 +107,9 @@ async def test_a_connection_is_nobodys_afterwards(walled: WalledDatabase) -> Non
 
 
 async def test_building_it_again_changes_nothing_whoever_does_it_at_the_same_time(database: Database) -> None:
-    await asyncio.gather(*(wall_off(database) for _ in range(5)))
+    await asyncio.gather(*(with_row_security(database) for _ in range(5)))
     before = await database.fetch("select oid, polname from pg_policy order by oid")
-    await wall_off(database)
+    await with_row_security(database)
     assert await database.fetch("select oid, polname from pg_policy order by oid") == before
     assert len(before) == len(TABLES)
 
@@ -154,8 +154,8 @@ async def test_the_role_of_one_database_opens_no_other(postgres_url: str, migrat
         open_database(settings_of(one)) as first,
         open_database(settings_of(other)) as second,
     ):
-        await wall_off(first)
-        await wall_off(second)
+        await with_row_security(first)
+        await with_row_security(second)
         role = await first.fetchval(ROLE)
         assert role != await second.fetchval(ROLE)
         async with second.pool.acquire() as connection, connection.transaction():
@@ -177,7 +177,7 @@ async def test_a_server_that_doesnt_own_the_tables_builds_no_wall_that_would_shu
         url = parts._replace(netloc=f"{user}:x@{parts.netloc.rpartition('@')[2]}").geturl()
         async with open_database(settings_of(url)) as database:
             with pytest.raises(SettingsError, match="must own the tables"):
-                await wall_off(database)
+                await with_row_security(database)
             assert not await database.fetch("select from pg_class where relrowsecurity")
     finally:
         await execute(database_url, f"drop owned by {user}", f"drop role {user}")
@@ -192,10 +192,10 @@ async def test_a_reader_of_the_tables_doesnt_stop_everybody(database: Database, 
         await reading.fetch("select from chat_sessions")
         began = time.monotonic()
         with pytest.raises(DatabaseError):
-            await wall_off(database)
+            await with_row_security(database)
         assert time.monotonic() - began < 8
         await transaction.rollback()
-        await wall_off(database)
+        await with_row_security(database)
     finally:
         await reading.close()
 
@@ -203,7 +203,7 @@ async def test_a_reader_of_the_tables_doesnt_stop_everybody(database: Database, 
 async def test_the_whole_system_works_behind_the_wall(database_url: str) -> None:
     settings = replace(IMPATIENT, row_level_security=True)
     async with open_system(database_url, ScriptedServer, server=settings) as system:
-        assert isinstance(system.server.store._database, WalledDatabase)
+        assert isinstance(system.server.store._database, RowSecurityDatabase)
         thread_id, events = await a_thread(system, "tokens 3")
         assert [event for event in events if event["type"] == "error"] == []
         page = (await post(system, body_of("items.list", thread_id=thread_id))).json()

@@ -56,7 +56,7 @@ from server import records, statements
 from server import store as store_module
 from server.context import RequestContext
 from server.database import Database, open_database
-from server.row_security import wall_off
+from server.row_security import with_row_security
 from server.runs import statements as run_statements
 from server.settings import Settings
 from server.store import PostgresStore
@@ -73,7 +73,7 @@ ATTACHMENT = ImageAttachment(
 @pytest.fixture(params=["plain", "behind the wall"])
 async def store(database: Database, request: pytest.FixtureRequest) -> PostgresStore:
     """As servers have it, with and without ROW_LEVEL_SECURITY."""
-    return PostgresStore(database if request.param == "plain" else await wall_off(database))
+    return PostgresStore(database if request.param == "plain" else await with_row_security(database))
 
 
 BASIC = BasicRoot(children=DynamicWidgetComponent.model_validate({"type": "Odd", "x": 1}))

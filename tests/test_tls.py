@@ -21,15 +21,16 @@ from bridge.app import create_app
 from bridge.settings import Settings as BridgeSettings
 from server.app import RunningServer, open_server
 from server.auth.settings import AuthSettings
-from server.limits.settings import NO_LIMITS, LimitSettings
+from server.limits.settings import LimitSettings
 from server.settings import Settings as ServerSettings
 from tests.authority import Authority
 from tests.database import temporary_folder
 from tests.issuer import hs256
+from tests.page import SSE, body_of, events_of, say
 from tests.runs_fixtures import Side, failure
 from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT, BY_SECRET, open_bridge
-from tests.test_bridge import SSE, body_of, events_of, say
+from tests.unlimited import NO_LIMITS
 
 ALICE = [("x-user-id", "alice")]
 

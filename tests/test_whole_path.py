@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from server.assistant import Assistant, create_assistant
-from server.limits.settings import NO_LIMITS
 from server.settings import Settings
 from server.store import PostgresStore
 from tests.fake_openai import Call, Fail, FakeOpenAI, Say, Step
 from tests.system import System, open_system
+from tests.unlimited import NO_LIMITS
 
 KINDS = ("responses", "chat_completions")
 SSE = {"accept": "text/event-stream"}

@@ -1,5 +1,8 @@
-"""The settings under which a user may do as much as he wants, for processes that a test or a benchmark starts."""
+"""Settings under which a user may do as much as he wants: for a server in this process, and for one in its own."""
 
 from __future__ import annotations
 
-UNLIMITED = {"RATE_LIMIT_REQUESTS": "0", "RATE_LIMIT_CALLS": "0", "MAX_USER_RUNS": "0"}
+from server.limits.settings import LimitSettings
+
+NO_LIMITS = LimitSettings(rate_limit_requests=0, rate_limit_calls=0, max_user_runs=0)
+UNLIMITED = {name.upper(): "0" for name in ("rate_limit_requests", "rate_limit_calls", "max_user_runs")}

@@ -86,6 +86,14 @@ def check_origins(origins: list[str]) -> None:
             raise ValidationError(f"expected origins as browsers write them, such as https://app.test, got {origin!r}")
 
 
+def read_file(setting: str, path: Path) -> bytes:
+    """What the file of a setting holds. Raises SettingsError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{setting}: can't read {path}: {error.strerror}") from None
+
+
 class Environment(Env):
     """The process's environment. Read it all, then call `check`, which reports all that is wrong at once."""
 

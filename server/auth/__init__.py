@@ -7,5 +7,6 @@ acting.py         a service that acts for a user
 tokens.py         JWTs: what one must be, and by which key it is checked
 jwks.py           the issuer's public keys, fetched and kept
 sessions.py       Better Auth's session cookies
+certificates.py   services that are known by their certificates
 settings.py       all of this that an operator sets
 """

@@ -52,9 +52,13 @@ def act_for(user_id: str, claims: Claims, settings: AuthSettings) -> Auth:
     """The user in whose name a service calls. Raises PermissionDeniedError for whoever isn't one."""
     if not _is_service(claims, settings):
         raise no_service()
-    service = user_in(claims, "sub")
+    return service_for(user_in(claims, "sub"), user_id, claims)
+
+
+def service_for(service: str, user_id: str, claims: Claims | None = None) -> Auth:
+    """A service that acts for a user. It is logged."""
     log.info("%s acts for %s", service, user_id)
-    return Auth(user_id, "service", service=service, claims=claims)
+    return Auth(user_id, "service", service=service, claims=claims or {})
 
 
 def check_is_for_users(claims: Claims, settings: AuthSettings) -> None:

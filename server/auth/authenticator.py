@@ -27,7 +27,7 @@ from server.auth.acting import (
 from server.auth.jwks import KeySet
 from server.auth.sessions import Sessions
 from server.auth.settings import DEVELOPMENT, AuthSettings
-from server.auth.tokens import Claims, IssuerKeys, Keys, SharedSecret, TokenVerifier, invalid
+from server.auth.tokens import Claims, IssuerKeys, Keys, SharedSecret, TokenVerifier, invalid, missing
 from server.context import Auth
 from server.database import Database, is_about_the_schema
 
@@ -74,7 +74,7 @@ class Authenticator:
             return _by_session(user_id, named_user(metadata))
         if self._development_user is not None:
             return Auth(named_user(metadata) or self._development_user, "development")
-        raise AuthenticationError("Log in first: no token came with the call.", metadata={"cause": "missing"})
+        raise missing()
 
     async def _claims_of(self, credentials: list[str | bytes]) -> Claims:
         if self._verifier is None:

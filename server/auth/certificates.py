@@ -6,20 +6,17 @@ certificate is no page's.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from typing import Any
 
 import grpc
-from chatkit_grpc.errors import AuthenticationError
 from chatkit_grpc.services import HOST_KEY, USER_HEADER, Metadata
 
-from server.auth.acting import named_user, no_service
+from server.auth.acting import named_user, no_service, service_for
+from server.auth.tokens import missing
 from server.context import Auth
 
 _OTHER_CREDENTIALS = frozenset({"authorization", "cookie", HOST_KEY})
-
-log = logging.getLogger(__name__)
 
 
 class ServiceCertificates:
@@ -42,12 +39,11 @@ class ServiceCertificates:
         # A certificate without any name has an empty one.
         names = [name.decode(errors="replace") for name in call.peer_identities() or () if name]
         if not names:
-            raise AuthenticationError("Log in first: no token came with the call.", metadata={"cause": "missing"})
+            raise missing()
         service = next((name for name in names if name in self._names), None)
         if service is None:
             raise no_service()
         user_id = named_user(tuple(call.invocation_metadata() or ()))
         if user_id is None:
             raise no_service()
-        log.info("%s acts for %s", service, user_id)
-        return Auth(user_id, "service", service=service)
+        return service_for(service, user_id)

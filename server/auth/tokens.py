@@ -116,6 +116,11 @@ def invalid(what_is_wrong: str, cause: str = "invalid") -> AuthenticationError:
     return AuthenticationError(f"The token is no good: {what_is_wrong}.", metadata={"cause": cause})
 
 
+def missing() -> AuthenticationError:
+    """What a call is told that brings nothing to be recognised by."""
+    return AuthenticationError("Log in first: no token came with the call.", metadata={"cause": "missing"})
+
+
 def token_expired() -> AuthenticationError:
     """What a call is told whose token has expired while it lasted."""
     return AuthenticationError("The token has expired; go on with a new one.", metadata={"cause": "expired"})

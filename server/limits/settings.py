@@ -79,5 +79,3 @@ class LimitSettings:
 
 
 DEFAULT_LIMITS = LimitSettings()
-NO_LIMITS = LimitSettings(rate_limit_requests=0, rate_limit_calls=0, max_user_runs=0)
-"""Users may do as much as they want."""

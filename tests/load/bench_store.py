@@ -16,7 +16,7 @@ from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadM
 
 from server.database import open_database
 from server.embedded_postgres import embedded_postgres
-from server.row_security import wall_off
+from server.row_security import with_row_security
 from server.store import PostgresStore
 from tests.database import context_of, settings_of, temporary_folder
 
@@ -66,7 +66,7 @@ async def main() -> None:
     """Measure and print."""
     with temporary_folder() as folder:
         async with embedded_postgres(folder) as url, open_database(settings_of(url)) as database:
-            plain, walled = PostgresStore(database), PostgresStore(await wall_off(database))
+            plain, walled = PostgresStore(database), PostgresStore(await with_row_security(database))
             await fill(plain)
             print(f"{'':20} {'plain':>10} {'behind the wall':>17}   ratio   per second, medians of {ROUNDS} rounds")
             for name, operation in OPERATIONS.items():
