@@ -31,6 +31,7 @@ from server.health import HealthReporter
 from server.limits.allowance import RunAllowance
 from server.limits.calls import CallLimiter
 from server.limits.overload import Overload
+from server.limits.streams import StreamLimiter
 from server.retention import Retention
 from server.row_security import with_row_security
 from server.rpc import ServiceAdapter
@@ -105,6 +106,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
             authenticator,
             certificates,
             calls,
+            StreamLimiter(settings.limits),
             seconds_to_ask=settings.limits.call_deadline_seconds,
             has_reflection=settings.has_reflection,
         )
@@ -180,6 +182,8 @@ def _make_server(settings: Settings, guard: AuthInterceptor) -> grpc.aio.Server:
             ("grpc.absolute_max_metadata_size", settings.limits.max_metadata_bytes),
             ("grpc.max_concurrent_streams", settings.limits.max_connection_streams),
             ("grpc.max_allowed_incoming_connections", settings.limits.max_connections),
+            # A connection without a call is of no use for that long; its client makes another when it needs one.
+            ("grpc.max_connection_idle_ms", 300_000),
             # Who connects has so long to say a first word; gRPC's own limit is two minutes.
             ("grpc.server_handshake_timeout_ms", 10_000),
             # A peer that vanished or froze is noticed in about 13 s; a client may ping as often as every 5 s.

@@ -213,6 +213,28 @@ async def test_a_user_has_so_many_tokens_a_day(database_url: str) -> None:
         await a_thread(system)
 
 
+async def test_a_user_has_so_many_streams_open_on_a_server(database_url: str) -> None:
+    async with pair_with(database_url, max_user_streams=3) as pair:
+        thread_id = await pair.make_thread()
+        watchers = [pair.here.watch(thread_id) for _ in range(5)]
+        await until(lambda: sum(watcher.has_ended for watcher in watchers) == 2)
+        refused = [watcher for watcher in watchers if watcher.has_ended]
+        assert {quota_of(watcher) for watcher in refused} == {Quota("streams", 3)}
+        # Neither somebody else's, nor those on another server, nor calls that are no streams are concerned.
+        assert await pair.here.create("tokens 1", user="bob").end() is OK
+        assert await pair.elsewhere.create("tokens 1").end() is OK
+        await pair.here.get(thread_id)
+        await next(watcher for watcher in watchers if not watcher.has_ended).leave()
+
+        async def has_room() -> bool:
+            return await pair.here.create("tokens 1").end() is OK
+
+        await until_true(has_room)
+        for watcher in watchers:
+            if not watcher.has_ended:
+                await watcher.leave()
+
+
 @pytest.fixture
 async def hasty(database_url: str) -> AsyncIterator[System]:
     """One message in ten minutes."""

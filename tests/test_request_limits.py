@@ -270,12 +270,13 @@ async def test_who_watches_a_thread_does_so_as_long_as_his_token_counts(
     settings = replace(PRODUCTION, auth=BY_SECRET)
     async with open_system(database_url, ScriptedServer, server=settings) as system:
         side = Side(system.server, None, system.channel)  # type: ignore[arg-type] # nobody looks at it
-        expires = int(time.time()) + 3
-        token = [("authorization", f"Bearer {hs256(exp=expires)}")]
+        token = [("authorization", f"Bearer {hs256()}")]
         request = chat_service_pb2.CreateThreadRequest()
         request.input.content.add().input_text.text = "tokens 1"
         responses = [response async for response in side.chat.CreateThread(request, metadata=token)]
         thread_id = responses[0].batch.events[0].thread_created.thread.id
+        expires = int(time.time()) + 3
+        token = [("authorization", f"Bearer {hs256(exp=expires)}")]
         watcher = Reader(
             side.threads.WatchThread(thread_service_pb2.WatchThreadRequest(thread_id=thread_id), metadata=token)
         )

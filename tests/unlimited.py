@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from server.limits.settings import LimitSettings
 
-NO_LIMITS = LimitSettings(rate_limit_requests=0, rate_limit_calls=0, max_user_runs=0)
-UNLIMITED = {name.upper(): "0" for name in ("rate_limit_requests", "rate_limit_calls", "max_user_runs")}
+_BY_USER = ("rate_limit_requests", "rate_limit_calls", "max_user_runs", "max_user_streams")
+NO_LIMITS = replace(LimitSettings(), **dict.fromkeys(_BY_USER, 0))
+UNLIMITED = {name.upper(): "0" for name in _BY_USER}

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
-from chatkit_grpc.errors import PermissionDeniedError, UnavailableError
+from chatkit_grpc.errors import LimitError, PermissionDeniedError, UnavailableError
 from chatkit_grpc.v1 import access_pb2
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
@@ -21,6 +21,7 @@ from server.context import Auth
 from server.failures import abort
 from server.limits.calls import CallLimiter
 from server.limits.deadline import within
+from server.limits.streams import StreamLimiter
 
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
@@ -41,6 +42,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         authenticate: Authenticator,
         certificates: ServiceCertificates,
         calls: CallLimiter,
+        streams: StreamLimiter,
         *,
         seconds_to_ask: float,
         has_reflection: bool,
@@ -48,6 +50,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._authenticate = authenticate
         self._certificates = certificates
         self._calls = calls
+        self._streams = streams
         self._seconds = seconds_to_ask
         self._open = (ALWAYS_OPEN, *REFLECTION) if has_reflection else (ALWAYS_OPEN,)
 
@@ -107,9 +110,13 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
         async def stream(_requests: object, call: Call) -> AsyncGenerator[object, None]:
             body, auth = await prepare(call)
-            async with aclosing(behaviour(body, call, auth=auth)) as responses:
-                async for response in responses:
-                    yield response
+            try:
+                with self._streams.opened(auth.user_id):
+                    async with aclosing(behaviour(body, call, auth=auth)) as responses:
+                        async for response in responses:
+                            yield response
+            except LimitError as error:
+                await abort(rpc, call, error)
 
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(stream)

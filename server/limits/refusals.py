@@ -34,6 +34,12 @@ def too_many_runs_at_once(settings: LimitSettings) -> LimitError:
     return LimitError(text, quota=quota, retry_after=_SOON_SECONDS)
 
 
+def too_many_streams(settings: LimitSettings) -> LimitError:
+    """The user has as many streams open on this server as he may."""
+    quota = Quota("streams", settings.max_user_streams)
+    return LimitError(f"{quota.limit:,} streams are open already; close one.", quota=quota, retry_after=_SOON_SECONDS)
+
+
 def out_of_tokens(settings: LimitSettings) -> LimitError:
     """The user's runs have taken as many tokens today as they may."""
     now = datetime.now(UTC)

@@ -17,6 +17,7 @@ class LimitSettings:
     rate_limit_window: float = 60.0
     rate_limit_calls: int = 600
     max_user_runs: int = 5
+    max_user_streams: int = 100
     tokens_per_day: int = 0
     max_active_runs: int = 5000
     max_loop_lag_seconds: float = 1.0
@@ -51,6 +52,7 @@ class LimitSettings:
             "rate_limit_window": seconds("RATE_LIMIT_WINDOW", 1, 86400),
             "rate_limit_calls": number("RATE_LIMIT_CALLS", 0, 10_000_000),
             "max_user_runs": number("MAX_USER_RUNS", 0, 1000),
+            "max_user_streams": number("MAX_USER_STREAMS", 0, 1_000_000),
             "tokens_per_day": number("TOKENS_PER_DAY", 0, 2**53),
             "max_active_runs": number("MAX_ACTIVE_RUNS", 0, 1_000_000),
             "max_loop_lag_seconds": seconds("MAX_LOOP_LAG_SECONDS", 0, 60),
