@@ -31,7 +31,7 @@ from tests.system import open_bridge, open_system
 from tests.unlimited import UNLIMITED
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 5.0
+SECONDS = 4.0
 CLIENTS = 12
 
 

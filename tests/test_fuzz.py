@@ -46,7 +46,7 @@ from tests.processes import Both, both
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 bounded = settings(
-    max_examples=EXAMPLES or 1000,
+    max_examples=EXAMPLES or 500,
     # Here the same each time, so that a change fails by its own fault; other examples each time by `make fuzz`.
     derandomize=not EXAMPLES,
     database=None,
@@ -142,7 +142,7 @@ class Fuzzed:
         if self._requests % 50 == 0:
             await self._seed()  # one of the requests may have deleted it
         self._requests += 1
-        if self._requests == 500:
+        if self._requests == 300:
             self._sizes = self.sizes
 
     async def _seed(self) -> None:

@@ -368,7 +368,8 @@ async def test_whoever_leaves_while_he_waits_holds_up_nobody(counting: Counting)
 async def test_an_allowance_is_given_out_exactly_once_whoever_asks_at_the_same_time(database: Database) -> None:
     taken = await asyncio.gather(*(take(database, "alice", "calls", 700, 6000) for _ in range(40)))
     assert sum(is_taken for is_taken, _ in taken) == 8  # of the 8.6 that there are
-    assert all(0 < retry_after <= 300 for is_taken, retry_after in taken if not is_taken)
+    # What each was told is from before the others had taken theirs, at worst.
+    assert all(0 <= retry_after <= 300 for is_taken, retry_after in taken if not is_taken)
     assert (await take(database, "alice", "calls", 300, 6000)).is_taken
 
 
