@@ -212,3 +212,15 @@ def test_keys_that_no_token_may_be_signed_with_are_left_out() -> None:
     for keys in none:
         with pytest.raises(ValueError, match="no key"):
             usable_keys(keys)
+
+
+async def test_keys_of_this_machine_are_not_asked_for_at_a_proxy(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could answer in the issuer's place."""
+    async with open_issuer() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        async with KeySet(f"{issuer.url}/jwks") as keys:
+            assert await keys.get(issuer.keys[0].kid) is not None
+        assert (issuer.fetches, proxy.fetches) == (1, 0)
