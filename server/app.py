@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -29,9 +30,10 @@ from server.database import Database, open_beside, open_database
 from server.failures import keep_words_out_of_the_log
 from server.health import HealthReporter
 from server.limits.allowance import RunAllowance
+from server.limits.at_once import AtOnce
 from server.limits.calls import CallLimiter
 from server.limits.overload import Overload
-from server.limits.streams import StreamLimiter
+from server.limits.refusals import too_many_streams
 from server.retention import Retention
 from server.row_security import with_row_security
 from server.rpc import ServiceAdapter
@@ -106,7 +108,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
             authenticator,
             certificates,
             calls,
-            StreamLimiter(settings.limits),
+            AtOnce(settings.limits.max_user_streams, partial(too_many_streams, settings.limits)),
             seconds_to_ask=settings.limits.call_deadline_seconds,
             has_reflection=settings.has_reflection,
         )

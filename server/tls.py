@@ -45,7 +45,8 @@ class CertificateFiles:
         self._seen = self._stamp()
         held = {name: read_file(name, path) for name, path in self._files.items()}
         _check_pair(held["TLS_CERTIFICATE"], held["TLS_KEY"])
-        if authority := held.get("TLS_CLIENT_CA"):
+        authority = held.get("TLS_CLIENT_CA")
+        if authority is not None:
             _check_authority(authority)
         return grpc.ssl_server_certificate_configuration(
             [(held["TLS_KEY"], held["TLS_CERTIFICATE"])], root_certificates=authority

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -114,18 +115,31 @@ async def test_building_it_again_changes_nothing_whoever_does_it_at_the_same_tim
     assert len(before) == len(TABLES)
 
 
+@asynccontextmanager
+async def login(database_url: str, attributes: str, *rights: str) -> AsyncIterator[tuple[str, str]]:
+    """A user of the database who is no superuser, and the URL with which he comes."""
+    parts = urlsplit(database_url)
+    user = f"user_of_{parts.path.removeprefix('/')}"
+    await execute(
+        database_url,
+        f"create role {user} login password 'x' {attributes}",
+        *(right.format(user=user) for right in rights),
+    )
+    try:
+        yield user, parts._replace(netloc=f"{user}:x@{parts.netloc.rpartition('@')[2]}").geturl()
+    finally:
+        await execute(
+            database_url,
+            f"reassign owned by {user} to current_user",
+            f"drop owned by {user}",
+            f"drop role {user}",
+        )
+
+
 async def test_a_server_whose_user_may_not_build_it_says_what_to_do(empty_database_url: str) -> None:
     """As in production: the server's user owns the tables, and may create nothing beside."""
     name = urlsplit(empty_database_url).path.removeprefix("/")
-    user = f"owner_{name}"
-    await execute(
-        empty_database_url,
-        f"create role {user} login password 'x'",
-        f"alter database {name} owner to {user}",
-    )
-    try:
-        parts = urlsplit(empty_database_url)
-        url = parts._replace(netloc=f"{user}:x@{parts.netloc.rpartition('@')[2]}").geturl()
+    async with login(empty_database_url, "", f"alter database {name} owner to {{user}}") as (user, url):
         settings = replace(IMPATIENT, database_url=url, grpc_listen=ANY_PORT, row_level_security=True)
         with pytest.raises(SettingsError, match="ROW_LEVEL_SECURITY: the database's user must own the tables"):
             async with open_server(settings, ScriptedServer):
@@ -138,13 +152,6 @@ async def test_a_server_whose_user_may_not_build_it_says_what_to_do(empty_databa
             thread = ThreadMetadata(id="thr_1", created_at=datetime.now())
             await server.store.save_thread(thread, context_of("alice"))
             assert (await server.store.load_thread("thr_1", context_of("alice"))).id == "thr_1"
-    finally:
-        await execute(
-            empty_database_url,
-            f"reassign owned by {user} to current_user",
-            f"drop owned by {user}",
-            f"drop role {user}",
-        )
 
 
 async def test_the_role_of_one_database_opens_no_other(postgres_url: str, migrated_template: str) -> None:
@@ -165,22 +172,11 @@ async def test_the_role_of_one_database_opens_no_other(postgres_url: str, migrat
 
 
 async def test_a_server_that_doesnt_own_the_tables_builds_no_wall_that_would_shut_it_out(database_url: str) -> None:
-    name = urlsplit(database_url).path.removeprefix("/")
-    user = f"guest_{name}"
-    await execute(
-        database_url,
-        f"create role {user} login password 'x' createrole",
-        f"grant select, insert, update, delete on all tables in schema public to {user}",
-    )
-    try:
-        parts = urlsplit(database_url)
-        url = parts._replace(netloc=f"{user}:x@{parts.netloc.rpartition('@')[2]}").geturl()
-        async with open_database(settings_of(url)) as database:
-            with pytest.raises(SettingsError, match="must own the tables"):
-                await with_row_security(database)
-            assert not await database.fetch("select from pg_class where relrowsecurity")
-    finally:
-        await execute(database_url, f"drop owned by {user}", f"drop role {user}")
+    dml = "grant select, insert, update, delete on all tables in schema public to {user}"
+    async with login(database_url, "createrole", dml) as (_, url), open_database(settings_of(url)) as database:
+        with pytest.raises(SettingsError, match="must own the tables"):
+            await with_row_security(database)
+        assert not await database.fetch("select from pg_class where relrowsecurity")
 
 
 async def test_a_reader_of_the_tables_doesnt_stop_everybody(database: Database, database_url: str) -> None:

@@ -269,6 +269,10 @@ async def test_an_authority_for_clients_can_be_replaced(database_url: str, autho
         replace_file(accepted, other.path)
         async with calling(server, authority, newcomer) as side:
             assert await listing(side, token)
+        # One that was cut off is no reason to let nobody in.
+        accepted.write_text("")
+        async with calling(server, authority, newcomer) as side:
+            assert await listing(side, token)
         async with calling(server, authority, authority.issue("bare", file="former")) as side:
             assert (await failure(listing(side, token))).code == "UNAVAILABLE"
 

@@ -19,9 +19,9 @@ from server.auth.authenticator import Authenticator
 from server.auth.certificates import ServiceCertificates
 from server.context import Auth
 from server.failures import abort
+from server.limits.at_once import AtOnce
 from server.limits.calls import CallLimiter
 from server.limits.deadline import within
-from server.limits.streams import StreamLimiter
 
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
@@ -42,7 +42,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         authenticate: Authenticator,
         certificates: ServiceCertificates,
         calls: CallLimiter,
-        streams: StreamLimiter,
+        streams: AtOnce,
         *,
         seconds_to_ask: float,
         has_reflection: bool,
@@ -111,7 +111,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         async def stream(_requests: object, call: Call) -> AsyncGenerator[object, None]:
             body, auth = await prepare(call)
             try:
-                with self._streams.opened(auth.user_id):
+                with self._streams.one_more(auth.user_id):
                     async with aclosing(behaviour(body, call, auth=auth)) as responses:
                         async for response in responses:
                             yield response

@@ -7,6 +7,6 @@ allowance.py  the one statement behind it. Of runs it is a part of the statement
 refusals.py   what those are told who want too much
 sizes.py      how large the parts of a request may be
 deadline.py   how long a call may take
-streams.py    how many streams a user has open
+at_once.py    how many streams a user has open, and how many starts that wait
 overload.py   when a server starts nothing new
 """

@@ -67,18 +67,17 @@ class CallLimiter:
         return account
 
     async def _reserve(self, user_id: str, account: _Account) -> None:
-        """Reserve a block, or as many calls as there are left of one. Raises LimitError where there are none."""
+        """Reserve a block, or a single call where there isn't one left. Raises LimitError where there are none."""
         now = self._loop.time()
         if account.refused_until > now:
             raise too_many_calls(self._settings, account.refused_until - now)
-        taken = Taken(is_taken=False, retry_after=0.0)
-        for count in (self._block, 1):
-            taken = await self._take(user_id, count)
-            if taken.is_taken:
-                account.left, account.expires = count, now + self._settings.rate_limit_window
-                return
-        account.refused_until = now + taken.retry_after
-        raise too_many_calls(self._settings, taken.retry_after)
+        count, taken = self._block, await self._take(user_id, self._block)
+        if not taken.is_taken and count > 1:
+            count, taken = 1, await self._take(user_id, 1)
+        if not taken.is_taken:
+            account.refused_until = now + taken.retry_after
+            raise too_many_calls(self._settings, taken.retry_after)
+        account.left, account.expires = count, now + self._settings.rate_limit_window
 
     async def _take(self, user_id: str, count: int) -> Taken:
         seconds = count * self._settings.seconds_per_call

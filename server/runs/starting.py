@@ -7,10 +7,9 @@ import hashlib
 import json
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
@@ -22,6 +21,7 @@ from server import sdk
 from server.context import RequestContext
 from server.ids import new_id
 from server.lease import Lease
+from server.limits.at_once import AtOnce
 from server.limits.overload import Overload
 from server.limits.refusals import out_of_tokens, overloaded, too_many_runs_at_once, too_many_runs_started
 from server.limits.settings import LimitSettings
@@ -63,7 +63,8 @@ class Starting:
         self._runs = runs
         self._limits = limits
         self._overload = overload
-        self._waiting: Counter[str] = Counter()
+        # Those that wait for a thread's turn are kept in memory.
+        self._waiting = AtOnce(limits.max_user_runs * _WAITING_FOR_EACH_RUN, partial(too_many_runs_at_once, limits))
         self._store = runs.run_store
         self._policy = policy
         self._turns: WeakValueDictionary[ThreadKey, asyncio.Lock] = WeakValueDictionary()
@@ -103,7 +104,7 @@ class Starting:
         thread = ThreadKey(context["user_id"], start.thread_id)
         new_run = self._new_run(thread, start, context)
         turn = self._turn(thread)
-        is_over = self._overload.is_over(len(self._runs) + self._waiting.total())
+        is_over = self._overload.is_over(len(self._runs) + len(self._waiting))
         if new_run.request_id and (is_over or turn.locked()):
             # It may be there already: neither the thread's turn nor a server with room need be waited for.
             repeated = await self._repeated(new_run, await self._store.obstacle(new_run))
@@ -111,24 +112,10 @@ class Starting:
                 return repeated
         if is_over:
             raise overloaded()
-        with self._counted_as_waiting(thread.user_id):
+        with self._waiting.one_more(thread.user_id):
             async with turn:
                 lease = await self._wait_for_lease(new_run, start)
         return self._runs.begin(lease, context, events()) if isinstance(lease, Lease) else lease
-
-    @contextmanager
-    def _counted_as_waiting(self, user_id: str) -> Iterator[None]:
-        """Counts a start until it is one no longer: those that wait for a thread's turn are kept in memory."""
-        most = self._limits.max_user_runs * _WAITING_FOR_EACH_RUN
-        if most and self._waiting[user_id] >= most:
-            raise too_many_runs_at_once(self._limits)
-        self._waiting[user_id] += 1
-        try:
-            yield
-        finally:
-            self._waiting[user_id] -= 1
-            if not self._waiting[user_id]:
-                del self._waiting[user_id]
 
     async def _wait_for_lease(self, new_run: NewRun, start: Start) -> Lease | RunKey:
         """The lease, once the thread is free, or the run that the same request has started meanwhile."""
