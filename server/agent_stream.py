@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 
-from agents import RunResultStreaming, StreamEvent
+from agents import RunItemStreamEvent, RunResultStreaming, StreamEvent
 from agents.models.fake_id import FAKE_RESPONSES_ID
 from chatkit.agents import AgentContext, ResponseStreamConverter, stream_agent_response
 from chatkit.store import StoreItemType
@@ -24,15 +24,19 @@ from chatkit.types import (
     ThreadItemUpdatedEvent,
     ThreadStreamEvent,
 )
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
+from server.agent_record import AgentRecord
 from server.context import RequestContext
+from server.model_failures import TOO_LATE, ModelFailureError
+from server.token_estimate import tokens_in, tokens_in_text
+from server.usage import count_run
 
 logger = logging.getLogger(__name__)
 
 _PLACEHOLDERS = frozenset({FAKE_RESPONSES_ID, ""})
 """What stands in for an id where the model's interface knows none."""
 
-_CHARACTERS_OF_A_TOKEN = 4
 _PATIENCE_SECONDS = 2.0
 """How long a cancelled run may take to stop: beyond that it is a tool that won't be cancelled."""
 
@@ -41,14 +45,20 @@ async def stream_answer(
     agent_context: AgentContext[Any],
     result: RunResultStreaming,
     converter: ResponseStreamConverter | None = None,
+    *,
+    record: AgentRecord | None = None,
+    seconds: float | None = None,
 ) -> AsyncGenerator[ThreadStreamEvent, None]:
     """Stream a run, as chatkit.agents.stream_agent_response does.
 
     However it ends, the run has ended with it: when the consumer's task is cancelled, when the generator is closed,
     and when the run fails.
+
+    record: takes down what the run does that no item says.
+    seconds: how long the run may take. Then it is stopped, tools included, and fails with ModelFailureError.
     """
     ids = _ItemIds(agent_context)
-    run = _OwnedRun(result)
+    run = _OwnedRun(result, record, seconds)
     # A run that is no RunResultStreaming, but all that the function uses of one.
     sdk_events = cast(
         "AsyncGenerator[ThreadStreamEvent, None]",
@@ -63,8 +73,11 @@ async def stream_answer(
             streamed += _length_of(event)
             for repaired in ids.repair(event):
                 yield repaired
+        if run.is_late:
+            raise ModelFailureError(TOO_LATE, reasons.ERROR_REASON_MODEL_TIMEOUT)
         finished = True
     finally:
+        run.has_ended()
         if not finished:
             await _abandon(run, sdk_events, agent_context)
         _count_tokens(result, agent_context, streamed, finished=finished)
@@ -83,9 +96,12 @@ def _count_tokens(
     request_context = agent_context.request_context
     if not isinstance(request_context, RequestContext):
         return
-    known = result.context_wrapper.usage.total_tokens
-    estimated = 0 if finished and known else (len(str(result.input)) + streamed) // _CHARACTERS_OF_A_TOKEN
-    request_context.tokens_used += known + estimated
+    usage = result.context_wrapper.usage
+    if finished and usage.total_tokens:
+        count_run(request_context, usage)
+        return
+    told = tokens_in_text(result.input) if isinstance(result.input, str) else tokens_in(result.input)
+    count_run(request_context, usage, estimated_input=told, estimated_output=tokens_in_text("x" * streamed))
 
 
 async def _abandon(
@@ -106,10 +122,13 @@ class _OwnedRun:
     The SDK makes one task for each event and forgets the last one when the answer is cancelled, closed or fails.
     """
 
-    def __init__(self, result: RunResultStreaming) -> None:
+    def __init__(self, result: RunResultStreaming, record: AgentRecord | None, seconds: float | None) -> None:
+        self.is_late = False
         self._result = result
+        self._record = record
         self._events = cast("AsyncGenerator[StreamEvent, None]", result.stream_events())
         self._waiting: asyncio.Task[StreamEvent] | None = None
+        self._deadline = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._be_late)
 
     def stream_events(self) -> _OwnedRun:
         return self
@@ -124,11 +143,23 @@ class _OwnedRun:
         return self._waiting
 
     async def _next(self) -> StreamEvent:
-        return await anext(self._events)
+        event = await anext(self._events)
+        if self._record is not None and isinstance(event, RunItemStreamEvent):
+            self._record.note(event.item)
+        return event
+
+    def _be_late(self) -> None:
+        self.is_late = True
+        self.cancel()
 
     def cancel(self) -> None:
         """Stop the model and the tools, which also ends the wait for their next event. Returns at once."""
         self._result.cancel()
+
+    def has_ended(self) -> None:
+        """There is no deadline any more."""
+        if self._deadline is not None:
+            self._deadline.cancel()
 
     async def wait_closed(self) -> None:
         """Wait until a cancelled run has stopped."""

@@ -1,37 +1,58 @@
-"""The assistant that answers unless CHATKIT_SERVER names another: one agent with two small tools."""
+"""The assistant that answers unless CHATKIT_SERVER names another: agents, models to choose from, a turn of theirs."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime, tzinfo
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
-from zoneinfo import ZoneInfo
 
 import openai
-from agents import Agent, AgentsException, ModelSettings, RunConfig, Runner, RunResultStreaming, function_tool
+from agents import AgentsException, InputGuardrailTripwireTriggered, ModelSettings, RunConfig, Runner
+from chatkit.actions import Action
 from chatkit.agents import AgentContext
 from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer
 from chatkit.store import Store
-from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, UserMessageItem
+from chatkit.types import (
+    AssistantMessageItem,
+    FeedbackKind,
+    InferenceOptions,
+    ProgressUpdateEvent,
+    SyncCustomActionResponse,
+    ThreadItem,
+    ThreadItemDoneEvent,
+    ThreadItemReplacedEvent,
+    ThreadMetadata,
+    ThreadStreamEvent,
+    UserMessageItem,
+    WidgetItem,
+)
+from chatkit_grpc.errors import ValidationError
 
+from server.agent_record import AgentRecord
 from server.agent_stream import stream_answer
 from server.context import RequestContext
-from server.history import HistoryConverter, load_history
-from server.model_choice import choose_model
-from server.models import OpenModel, open_model, readable_failure
-from server.offline_model import SUM_TOOL, TIME_TOOL
+from server.hand_over import HandOvers
+from server.history import HistoryConverter, load_model_input
+from server.item_text import text_of
+from server.left_behind import close_left_behind
+from server.model_calls import Patience
+from server.model_choice import choose_models
+from server.model_failures import NO_ANSWER, ModelFailureError, failure_of
+from server.models import OpenModel, OpenModels, open_models
+from server.secret_guard import without_secrets
 from server.settings import Settings
+from server.showcase_actions import answer_action, answer_sync_action
+from server.team import ChatAgent, make_team
+from server.titles import make_title
+
+_AGENT = "agent"
+"""Where a thread's metadata keep who answers on it."""
+_NO_OPTIONS = InferenceOptions()
 
 logger = logging.getLogger(__name__)
-
-INSTRUCTIONS = (
-    "You are a helpful assistant. Answer in the language of the user, clearly and without padding. "
-    "Use your tools for the current time and for sums instead of guessing."
-)
 
 
 @runtime_checkable
@@ -44,35 +65,81 @@ class KeepsFeedback(Protocol):
         """Keep what the user thinks of some items."""
 
 
+@runtime_checkable
+class SavesAgentRecord(Protocol):
+    """A store that has a place for what an agent did after the last item."""
+
+    async def save_agent_record(self, thread_id: str, record: AgentRecord, context: RequestContext) -> None:
+        """Write what isn't written yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the assistant answers.
+
+    asks_for_usage: whether the model's server is asked how many tokens it took where it doesn't say so by itself; not
+        every server understands that.
+    context_tokens: how much of a thread a model is told that doesn't say itself how much it takes.
+    answer_seconds: how long an answer may take.
+    titles: whether threads are given titles.
+    """
+
+    asks_for_usage: bool = False
+    context_tokens: int = 32_000
+    answer_seconds: float = 600.0
+    titles: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Who answers: the model, the agent, and the tool that it must use first, if any."""
+
+    model: OpenModel
+    agent: ChatAgent
+    tool: str | None
+
+
 def create_assistant(store: Store[RequestContext], settings: Settings | None = None) -> Assistant:
-    """The assistant, with the model that the settings choose; without settings, with those of the environment."""
+    """The assistant, with the models that the settings choose; without settings, with those of the environment."""
     settings = settings or Settings.from_env()
-    return Assistant(store, open_model(choose_model(settings)), asks_for_usage=settings.limits.tokens_per_day > 0)
+    patience = Patience(
+        settings.model_first_token_seconds, settings.model_token_seconds, retries=settings.model_retries
+    )
+    options = Options(
+        asks_for_usage=settings.limits.tokens_per_day > 0,
+        context_tokens=settings.context_tokens,
+        answer_seconds=settings.answer_seconds,
+        titles=settings.thread_titles,
+    )
+    return Assistant(store, open_models(choose_models(settings), patience), options)
 
 
 class Assistant(ChatKitServer[RequestContext]):
-    """Answers with an agent of the Agents SDK, which is told what was said in the thread before.
+    """Answers with agents of the Agents SDK, which are told what was said and done in the thread before.
 
-    model: the model that answers. The assistant closes it.
-    asks_for_usage: whether the model's server is asked how many tokens it took where it doesn't say so by itself; not
-        every server understands that.
+    models: the models that answer. The assistant closes them.
     """
 
-    def __init__(self, store: Store[RequestContext], model: OpenModel, *, asks_for_usage: bool = False) -> None:
+    def __init__(self, store: Store[RequestContext], models: OpenModels, options: Options | None = None) -> None:
         super().__init__(store)
-        self.model = model
+        self.models = models
+        self._options = options or Options()
         self._converter = HistoryConverter()
-        self._agent = Agent[AgentContext[RequestContext]](
-            name="Assistant",
-            instructions=INSTRUCTIONS,
-            model=model.model,
-            model_settings=ModelSettings(include_usage=True) if asks_for_usage else ModelSettings(),
-            tools=[current_time, add_numbers],
-        )
+        self._shows_off = any(model.choice.kind == "offline" for model in models)
+        self._team = make_team(asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off)
 
     async def aclose(self) -> None:
-        """Close the connections to the model."""
-        await self.model.aclose()
+        """Close the connections to the models."""
+        await self.models.aclose()
+
+    def check_options(self, options: InferenceOptions) -> None:
+        """Refuse a message whose user has picked what isn't there. Raises ValidationError, which lists what is."""
+        where = "$.params.input.inference_options"
+        if self.models.find(options.model) is None:
+            raise ValidationError.at(f"{where}.model", f"expected one of: {', '.join(self.models.ids)}")
+        choice = options.tool_choice
+        if choice is not None and choice.id not in self._team.choices:
+            raise ValidationError.at(f"{where}.tool_choice.id", f"expected one of: {', '.join(self._team.choices)}")
 
     async def respond(
         self,
@@ -80,30 +147,81 @@ class Assistant(ChatKitServer[RequestContext]):
         input_user_message: UserMessageItem | None,
         context: RequestContext,
     ) -> AsyncIterator[ThreadStreamEvent]:
-        """Stream the answer to what was said last. A failure of the model is raised as CustomStreamError."""
-        agent_context: AgentContext[Any] = AgentContext(thread=thread, store=self.store, request_context=context)
-        history = await load_history(self.store, thread.id, context)
-        model_input = await self._converter.to_agent_input(history)
-        answered = False
-        try:
-            async with aclosing(stream_answer(agent_context, self._run(model_input, agent_context))) as events:
-                async for event in events:
-                    answered = True
-                    yield event
-        except (openai.OpenAIError, AgentsException) as error:
-            # Its text may quote the conversation: only its kind is logged.
-            logger.warning("The model call failed: %s", type(error).__name__)
-            raise readable_failure(error) from error
-        if not answered:
-            # A Chat Completions stream without content is no error to the SDK, but nothing to a person.
-            logger.warning("The model gave no answer")
-            raise CustomStreamError("The model gave no answer. Please try again.", allow_retry=True)
+        """Stream the answer to what was said last. A failure of the model is raised as ModelFailureError."""
+        turn = self._choose(thread, input_user_message)
+        max_tokens = turn.model.choice.context_tokens or self._options.context_tokens
+        items, told = await load_model_input(self.store, thread.id, context, self._converter, max_tokens)
+        if input_user_message is None:
+            turn = self._choose(thread, _last_message(items))
+        else:
+            for closed in close_left_behind(items):
+                yield closed
+        if turn.agent is not self._team.default:
+            yield ProgressUpdateEvent(icon="agent", text=f"{turn.agent.name} is answering …")
+        said: list[str] = []
+        async with aclosing(self._answer(thread, turn, told, input_user_message, context)) as events:
+            async for event in events:
+                if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
+                    said.append(text_of(event.item))
+                yield event
+        if self._options.titles and thread.title is None and input_user_message is not None:
+            thread.title = await make_title(turn.model, text_of(input_user_message), "\n".join(said), context)
 
-    def _run(self, model_input: list[Any], agent_context: AgentContext[Any]) -> RunResultStreaming:
-        # Traces would go to OpenAI, whichever model answers.
-        return Runner.run_streamed(
-            self._agent, model_input, context=agent_context, run_config=RunConfig(tracing_disabled=True)
+    async def _answer(
+        self,
+        thread: ThreadMetadata,
+        turn: _Turn,
+        told: list[Any],
+        message: UserMessageItem | None,
+        context: RequestContext,
+    ) -> AsyncGenerator[ThreadStreamEvent, None]:
+        agent_context: AgentContext[Any] = AgentContext(thread=thread, store=self.store, request_context=context)
+        record = AgentRecord.begin(context)
+        context.usage.model = turn.model.choice.id
+        result = Runner.run_streamed(
+            turn.agent, told, context=agent_context, hooks=HandOvers(), run_config=_config(turn)
         )
+        has_answered = False
+        try:
+            answer = stream_answer(agent_context, result, record=record, seconds=self._options.answer_seconds)
+            async with aclosing(answer) as events:
+                async for event in events:
+                    has_answered = True
+                    yield event
+        except InputGuardrailTripwireTriggered as error:
+            if message is not None and (clean := without_secrets(message)) != message:
+                yield ThreadItemReplacedEvent(item=clean)
+            raise failure_of(error) from None
+        except (openai.OpenAIError, AgentsException) as error:
+            if isinstance(error.__cause__, CustomStreamError):
+                raise error.__cause__ from None  # a tool's own words for the user
+            # Its text may quote the conversation: only its kind is logged.
+            logger.warning("the answer failed: %s", type(error).__name__)
+            raise failure_of(error) from error
+        if not has_answered:
+            raise ModelFailureError(NO_ANSWER)
+        if isinstance(self.store, SavesAgentRecord):
+            await self.store.save_agent_record(thread.id, record, context)
+        if (agent_id := self._team.id_of(result.last_agent)) != self._team.id_of(turn.agent):
+            thread.metadata[_AGENT] = agent_id
+
+    def _choose(self, thread: ThreadMetadata, message: UserMessageItem | None) -> _Turn:
+        """Who answers a message: whom it chooses, or else who answers on the thread since the last hand-over.
+
+        Raises CustomStreamError for a model that isn't there any more.
+        """
+        options = message.inference_options if message else _NO_OPTIONS
+        model = self.models.find(options.model)
+        if model is None:
+            raise CustomStreamError(
+                f"The model of this message isn't there any more. There are: {', '.join(self.models.ids)}."
+            )
+        chosen = options.tool_choice.id if options.tool_choice else None
+        if agent := self._team.find(chosen):
+            return _Turn(model, agent, None)
+        if chosen in self._team.choices:
+            return _Turn(model, self._team.default, chosen)
+        return _Turn(model, self._team.find(thread.metadata.get(_AGENT)) or self._team.default, None)
 
     async def add_feedback(
         self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: RequestContext
@@ -113,28 +231,29 @@ class Assistant(ChatKitServer[RequestContext]):
             raise NotImplementedError(f"{type(self.store).__name__} has no save_feedback()")
         await self.store.save_feedback(thread_id, item_ids, feedback, context)
 
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: RequestContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        """Answer a click in a widget."""
+        if not self._shows_off:
+            raise NotImplementedError("without the showcase there is no widget that sends an action")
+        async for event in answer_action(self.store, thread, action, sender, context):
+            yield event
 
-@function_tool(name_override=TIME_TOOL)
-def current_time(timezone: str = "UTC") -> str:
-    """The current date and time.
-
-    Args:
-        timezone: A name of the IANA time zone database, such as Europe/Berlin.
-    """
-    zone: tzinfo
-    try:
-        # UTC needs no database, which slim systems don't have.
-        zone = UTC if timezone.upper() == "UTC" else ZoneInfo(timezone)
-    except (LookupError, ValueError, OSError):
-        return f"unknown: there is no time zone {timezone!r}"
-    return f"{datetime.now(zone):%A, %Y-%m-%d %H:%M:%S} {timezone}"
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: RequestContext
+    ) -> SyncCustomActionResponse:
+        """Answer a click in a widget by the widget alone."""
+        if not self._shows_off:
+            raise NotImplementedError("without the showcase there is no widget that sends an action")
+        return await answer_sync_action(self.store, action, sender, context)
 
 
-@function_tool(name_override=SUM_TOOL)
-def add_numbers(numbers: list[float]) -> str:
-    """The sum of numbers.
+def _config(turn: _Turn) -> RunConfig:
+    # Traces would go to OpenAI, whichever model answers.
+    config = RunConfig(model=turn.model.model, tracing_disabled=True)
+    return replace(config, model_settings=ModelSettings(tool_choice=turn.tool)) if turn.tool else config
 
-    Args:
-        numbers: The numbers to add.
-    """
-    return format(math.fsum(numbers), ".15g")
+
+def _last_message(items: Sequence[ThreadItem]) -> UserMessageItem | None:
+    return next((item for item in reversed(items) if isinstance(item, UserMessageItem)), None)

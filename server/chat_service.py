@@ -54,6 +54,7 @@ class ChatService:
         request_id, request = _without_request_id(request)
         # Parsed before anything is started for it; it isn't begun yet.
         events = sdk.open_stream(self._server, request, context)
+        sdk.check_options(self._server, request)
         is_new = isinstance(request, pb.CreateThreadRequest)
         start = Start(
             thread_id=self._store.prepare_thread(context) if is_new else request.thread_id,  # type: ignore[attr-defined]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.locales import preferred_locale
+
 
 @dataclass(frozen=True, slots=True)
 class Auth:
@@ -24,6 +26,19 @@ class Auth:
     claims: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class TokenUsage:
+    """What an answer has taken of models so far, as in chatkit_grpc/v1/run.proto."""
+
+    model: str = ""
+    requests: int = 0
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    is_estimated: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
     """The request as the assistant may look at it, where it would look at a Starlette request otherwise.
@@ -37,19 +52,25 @@ class RequestInfo:
     headers: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def locale(self) -> str | None:
+        """The language that the user reads best, by Accept-Language. Sample: "de-AT". None where that says none."""
+        return preferred_locale(self.headers.get("accept-language", ""))
+
 
 class RequestContext(dict[str, Any]):
     """The context that every method of the SDK's ChatKitServer and Store gets.
 
-    Its members are `user_id` (str), `auth` (Auth), `request` (RequestInfo) and `tokens_used` (int); an assistant may
-    add its own. They can be read as items and as attributes, since the SDK's users write both: context["user_id"] and
-    context.user_id. What an assistant adds to `tokens_used` counts towards the user's TOKENS_PER_DAY.
+    Its members are `user_id` (str), `auth` (Auth), `request` (RequestInfo), `tokens_used` (int) and `usage`
+    (TokenUsage); an assistant may add its own. They can be read as items and as attributes, since the SDK's users write
+    both: context["user_id"] and context.user_id. What an assistant adds to `tokens_used` counts towards the user's
+    TOKENS_PER_DAY, and `usage` is what RunService.GetRun tells of the answer.
     """
 
     @classmethod
     def of(cls, auth: Auth, request: RequestInfo | None = None) -> RequestContext:
         """The context of a request by a recognised user."""
-        return cls(user_id=auth.user_id, auth=auth, request=request or RequestInfo(), tokens_used=0)
+        return cls(user_id=auth.user_id, auth=auth, request=request or RequestInfo(), tokens_used=0, usage=TokenUsage())
 
     def __getattr__(self, name: str) -> Any:
         try:

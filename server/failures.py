@@ -24,7 +24,7 @@ def translate(error: Exception) -> ChatKitError:
     if isinstance(error, SDKNotFoundError):
         return NotFoundError("No such thread, item or attachment.")
     if isinstance(error, CustomStreamError):
-        return AgentError(error.message)
+        return AgentError(error.message, reason=getattr(error, "reason", None))
     if isinstance(error, NotImplementedError):
         # The SDK's word for what an assistant leaves out; a bug may say it too, so the log tells where it came from.
         log.info("the assistant doesn't do that: %s", describe(error))

@@ -1,8 +1,10 @@
-"""What was said in a thread, as a model of any provider can be told."""
+"""What was said in a thread, as a model of any provider can be told, and as much of it as the model has room for."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from typing import Protocol, runtime_checkable
 
 from agents import TResponseInputItem
 from chatkit.agents import ThreadItemConverter
@@ -10,18 +12,38 @@ from chatkit.store import Store
 from chatkit.types import (
     AssistantMessageItem,
     Attachment,
+    ClientToolCallItem,
+    GeneratedImageItem,
     HiddenContextItem,
+    Page,
+    TaskItem,
     ThreadItem,
     UserMessageTagContent,
+    WidgetItem,
+    WorkflowItem,
 )
 from openai.types.responses import EasyInputMessageParam, ResponseInputTextParam
+from openai.types.responses.response_input_item_param import Message
 
+from server.agent_record import Remembered, pairs_of
 from server.context import RequestContext
+from server.token_estimate import tokens_in
+from server.widget_text import widget_text
 
-MAX_ITEMS = 100
-"""How far back a model is told: a bound on what a long thread costs."""
+MAX_ITEMS = 1_000
+"""How far back a model is told at most, however little was said."""
 
-_PAGE = 50
+_PAGE = 40
+
+
+@runtime_checkable
+class KeepsAgentRecord(Protocol):
+    """A store that has a place for what an agent did beside the items; the SDK's Store has none."""
+
+    async def load_history(
+        self, thread_id: str, after: str | None, limit: int, context: RequestContext
+    ) -> Page[Remembered]:
+        """A page of a thread's items, newest first, each with what the agent did before it."""
 
 
 class HistoryConverter(ThreadItemConverter):
@@ -44,6 +66,17 @@ class HistoryConverter(ThreadItemConverter):
         """The file's name and type; the model is not shown what is in it."""
         return _text_part(f"Attached file: {attachment.name} ({attachment.mime_type})")
 
+    async def widget_to_input(self, item: WidgetItem) -> TResponseInputItem | list[TResponseInputItem] | None:
+        """What a person reads on it: the whole tree of a widget costs more than it tells."""
+        words = item.copy_text or widget_text(item.widget.model_dump(mode="json", exclude_none=True))
+        return _told(f"A widget was shown to the user (id {item.id}): {words}")
+
+    async def generated_image_to_input(
+        self, item: GeneratedImageItem
+    ) -> TResponseInputItem | list[TResponseInputItem] | None:
+        """That there is one; a picture that the model made itself isn't sent to it again."""
+        return _told("A generated image was shown to the user.") if item.image else None
+
     async def hidden_context_to_input(
         self, item: HiddenContextItem
     ) -> TResponseInputItem | list[TResponseInputItem] | None:
@@ -53,20 +86,76 @@ class HistoryConverter(ThreadItemConverter):
         return await super().hidden_context_to_input(item)
 
 
-async def load_history(
-    store: Store[RequestContext], thread_id: str, context: RequestContext, *, max_items: int = MAX_ITEMS
-) -> list[ThreadItem]:
-    """The last items of a thread, oldest first."""
-    newest_first: list[ThreadItem] = []
+async def load_model_input(
+    store: Store[RequestContext],
+    thread_id: str,
+    context: RequestContext,
+    converter: ThreadItemConverter,
+    max_tokens: int,
+) -> tuple[list[ThreadItem], list[TResponseInputItem]]:
+    """What a model is told of a thread: the newest items that fit into so many tokens, oldest first.
+
+    An item and the calls that led to it are told together or not at all. The newest item is always told. Returns the
+    items as well.
+    """
+    items: list[ThreadItem] = []
+    told: list[list[TResponseInputItem]] = []
+    room = max_tokens
+    # A client tool's call is an item itself, with its output.
+    known: set[str] = set()
+    async for remembered in _newest_first(store, thread_id, context):
+        inputs = await _inputs_of(remembered, converter, known, is_newest=not items)
+        room -= tokens_in(inputs)
+        if items and room < 0:
+            break
+        items.append(remembered.item)
+        told.append(inputs)
+    return items[::-1], [item for inputs in reversed(told) for item in inputs]
+
+
+async def _inputs_of(
+    remembered: Remembered, converter: ThreadItemConverter, known: set[str], *, is_newest: bool
+) -> list[TResponseInputItem]:
+    item = remembered.item
+    if isinstance(item, ClientToolCallItem):
+        known.add(item.call_id)
+    inputs = list(pairs_of(remembered.record, known))
+    if inputs and isinstance(item, (WorkflowItem, TaskItem)):
+        return inputs  # type: ignore[return-value] # they are of that type: the workflow shows the same calls to a person
+    shown = await converter._thread_item_to_input_item(item, is_last_message=is_newest)  # noqa: SLF001 # its only public way takes a list whose last is the newest
+    return [*inputs, *shown]  # type: ignore[list-item] # as above
+
+
+async def _newest_first(
+    store: Store[RequestContext], thread_id: str, context: RequestContext
+) -> AsyncIterator[Remembered]:
+    """The items of a thread, page by page, as far as anybody asks."""
     after: str | None = None
-    while len(newest_first) < max_items:
-        limit = min(_PAGE, max_items - len(newest_first))
-        page = await store.load_thread_items(thread_id, after, limit, "desc", context)
-        newest_first += page.data
+    left = MAX_ITEMS
+    while left > 0:
+        page = await _load_page(store, thread_id, after, min(_PAGE, left), context)
+        for remembered in page.data:
+            yield remembered
+        left -= len(page.data)
         after = page.after
         if not page.has_more or after is None:
             break
-    return newest_first[::-1]
+
+
+async def _load_page(
+    store: Store[RequestContext], thread_id: str, after: str | None, limit: int, context: RequestContext
+) -> Page[Remembered]:
+    if isinstance(store, KeepsAgentRecord):
+        return await store.load_history(thread_id, after, limit, context)
+    page = await store.load_thread_items(thread_id, after, limit, "desc", context)
+    return Page(data=[Remembered(item, []) for item in page.data], has_more=page.has_more, after=page.after)
+
+
+def _told(text: str) -> TResponseInputItem:
+    return Message(type="message", role="user", content=[_text_part(f"{_ASIDE}{text}")])
+
+
+_ASIDE = "For the assistant, not said by the user: "
 
 
 def _text_part(text: str) -> ResponseInputTextParam:

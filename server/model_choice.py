@@ -1,4 +1,4 @@
-"""Which language model answers, as the settings say. It loads no SDK, so that whoever only tells of it is quick."""
+"""Which language models answer, as the settings say. It loads no SDK, so that whoever only tells of it is quick."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from chatkit_grpc.environment import SettingsError
 
+from server.model_file import FILE_HINT, read_models
 from server.settings import Settings
 
 OPENAI_MODEL = "gpt-5-mini"
@@ -15,7 +16,7 @@ XIAOMI_MODEL = "mimo-v2-flash"
 XIAOMI_BASE_URL = "https://api.xiaomimimo.com/v1/"
 HOW_TO_PLUG_IN_A_MODEL = (
     "For real answers, start the server with OPENAI_API_KEY (OpenAI), XIAOMI_API_KEY (Xiaomi MiMo), "
-    "or MODEL_BASE_URL and MODEL_NAME (any server that speaks Chat Completions)."
+    "MODEL_BASE_URL and MODEL_NAME (any server that speaks Chat Completions), or MODELS (several at once)."
 )
 
 _NO_KEY = "none"
@@ -26,11 +27,14 @@ Kind = Literal["responses", "chat_completions", "offline"]
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """The model that answers.
+    """A model that answers.
 
     kind: the interface that it is spoken to.
+    name: what its server calls it.
     base_url: where its server is. None: OpenAI's own, or nowhere for the offline model.
     how_to_change: which settings choose another one, as a sentence.
+    id: what a page picks it by. title: what a person picks it by. Without them, its name.
+    context_tokens: how much of a thread it is told. None: as CONTEXT_TOKENS says.
     """
 
     kind: Kind
@@ -38,6 +42,14 @@ class ModelChoice:
     how_to_change: str
     base_url: str | None = None
     api_key: str = field(default=_NO_KEY, repr=False)
+    id: str = ""
+    title: str = ""
+    context_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "title"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, "offline" if self.kind == "offline" else self.name)
 
     @property
     def label(self) -> str:
@@ -47,8 +59,30 @@ class ModelChoice:
         return f"{self.name} at {urlsplit(self.base_url).hostname if self.base_url else 'api.openai.com'}"
 
 
+def choose_models(settings: Settings) -> tuple[ModelChoice, ...]:
+    """The models that answer, the one that does unless another is picked first. Raises SettingsError.
+
+    Those that the file MODELS lists, or else the one of `choose_model`.
+    """
+    if settings.models is None:
+        return (choose_model(settings),)
+    return tuple(
+        ModelChoice(
+            model.provider,
+            "the offline stand-in" if model.provider == "offline" else model.model or model.id,
+            f"{FILE_HINT} {settings.models}",
+            model.base_url,
+            model.api_key or _NO_KEY,
+            model.id,
+            model.label or model.id,
+            model.context_tokens,
+        )
+        for model in read_models(settings.models)
+    )
+
+
 def choose_model(settings: Settings) -> ModelChoice:
-    """The model that the settings ask for; the first of these that is set decides:
+    """The model that the settings ask for where no file lists several; the first of these that is set decides:
 
     1. MODEL_BASE_URL: any server that speaks Chat Completions, with MODEL_NAME and, where it wants a key,
        MODEL_API_KEY, which alone chooses nothing. It wins over OPENAI_API_KEY and XIAOMI_API_KEY, and is never sent

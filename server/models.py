@@ -1,20 +1,20 @@
-"""The language model that answers, opened and closed, and what its failures mean to a person."""
+"""The language models that answer, opened and closed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import openai
-from agents import AgentsException, MaxTurnsExceeded, Model, ModelTimeoutError
+from agents import Model
 from agents import OpenAIChatCompletionsModel as ChatCompletionsModel
 from agents import OpenAIResponsesModel as ResponsesModel
-from chatkit.errors import CustomStreamError
 
+from server.model_calls import Patience, PatientModel
 from server.model_choice import ModelChoice
 from server.offline_model import OfflineModel
 
-_TIMEOUT = openai.Timeout(120.0, connect=10.0)
-"""How long the model may stay silent, not how long it may talk: a reasoning model can be silent for a minute."""
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +31,52 @@ class OpenModel:
             await self._client.close()
 
 
-def open_model(choice: ModelChoice) -> OpenModel:
+class OpenModels:
+    """The models that a user may pick from; the first one answers where he picks none."""
+
+    def __init__(self, models: Iterable[OpenModel]) -> None:
+        self._by_id = {model.choice.id: model for model in models}
+
+    def __iter__(self) -> Iterator[OpenModel]:
+        return iter(self._by_id.values())
+
+    @property
+    def default(self) -> OpenModel:
+        """The one that answers where none is picked."""
+        return next(iter(self))
+
+    @property
+    def ids(self) -> list[str]:
+        """What may be picked."""
+        return list(self._by_id)
+
+    def find(self, model_id: str | None) -> OpenModel | None:
+        """The model that was picked; the default one where none was, and None where there is no such model."""
+        return self._by_id.get(model_id) if model_id else self.default
+
+    async def aclose(self) -> None:
+        """Close the connections of all."""
+        for model in self:
+            await model.aclose()
+
+
+def open_models(choices: Iterable[ModelChoice], patience: Patience = Patience()) -> OpenModels:  # noqa: B008 # frozen
+    """Make models ready to be called. Whoever opens them closes them."""
+    return OpenModels(open_model(choice, patience) for choice in choices)
+
+
+def open_model(choice: ModelChoice, patience: Patience = Patience()) -> OpenModel:  # noqa: B008 # frozen
     """Make the model that was chosen ready to be called. Whoever opens one closes it."""
     if choice.kind == "offline":
         return OpenModel(OfflineModel(), choice)
-    client = openai.AsyncOpenAI(api_key=choice.api_key, base_url=choice.base_url, timeout=_TIMEOUT)
+    client = openai.AsyncOpenAI(
+        api_key=choice.api_key,
+        base_url=choice.base_url,
+        timeout=openai.Timeout(patience.first_token, connect=min(_CONNECT_SECONDS, patience.first_token)),
+        max_retries=patience.retries,
+    )
     if choice.kind == "responses":
-        return OpenModel(ResponsesModel(choice.name, client), choice, client)
+        return OpenModel(PatientModel(ResponsesModel(choice.name, client), patience), choice, client)
     # The client takes these from OPENAI_ORG_ID and OPENAI_PROJECT_ID by itself; they are no other provider's business.
     client.organization = client.project = None
-    return OpenModel(ChatCompletionsModel(choice.name, client), choice, client)
-
-
-def readable_failure(error: openai.OpenAIError | AgentsException) -> CustomStreamError:
-    """What to tell a person about a failed model call: neither the model's own words nor any secret."""
-    return CustomStreamError(_what_happened(error), allow_retry=True)
-
-
-def _what_happened(error: openai.OpenAIError | AgentsException) -> str:
-    match error:
-        case openai.APIStatusError():
-            return _what_status_means(error.status_code)
-        case openai.APITimeoutError() | ModelTimeoutError():
-            return "The model took too long to answer. Please try again."
-        case openai.APIConnectionError():
-            return "The connection to the model failed. Please try again."
-        case MaxTurnsExceeded():
-            return "The assistant used its tools too often without coming to an answer."
-        case _:
-            return "The model did not give a proper answer. Please try again."
-
-
-def _what_status_means(status: int) -> str:
-    match status:
-        case 401 | 403:
-            return "The model refused the server's credentials. Please tell whoever runs this server."
-        case 404:
-            return "The model that this server asks for was not found. Please tell whoever runs this server."
-        case 429:
-            return "The model is busy, or its quota is used up. Please try again in a moment."
-        case _ if status >= 500:
-            return "The model's server failed. Please try again in a moment."
-        case _:
-            return f"The model did not accept the request (status {status})."
+    return OpenModel(PatientModel(ChatCompletionsModel(choice.name, client), patience), choice, client)

@@ -11,7 +11,17 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from agents import Model, ModelResponse, TResponseInputItem, Usage
+from agents import (
+    AgentOutputSchemaBase,
+    Handoff,
+    Model,
+    ModelResponse,
+    ModelSettings,
+    ModelTracing,
+    Tool,
+    TResponseInputItem,
+    Usage,
+)
 from agents.items import TResponseStreamEvent
 from openai.types.responses import (
     Response,
@@ -44,9 +54,14 @@ _TOKEN = re.compile(r"\S+\s*|\s+")
 _TIME_QUESTION = re.compile(r"\bwhat(?:.s| is)? (?:the )?(?:current )?time\b", re.IGNORECASE)
 _ZONE = re.compile(r"\bin ([A-Za-z]+(?:/[A-Za-z_+\-0-9]+)+|UTC)\b")
 _SUM_QUESTION = re.compile(r"\badd\b|\bsum of\b|\d\s*(?:\+|plus)\s*-?\d", re.IGNORECASE)
+_COMMAND = re.compile(r"\s*/(?P<name>[A-Za-z][\w-]*)(?P<rest>.*)", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+_FORM = "A structured input request was displayed"
 _NOT_SAID_BY_THE_USER = (
-    # How chatkit.agents begins what it sends in the user's name beside the user's own words.
+    # How chatkit.agents and server/history.py begin what is sent in the user's name beside the user's own words.
+    "For the assistant, not said by the user: ",
+    "A message was displayed to the user",
+    _FORM,
     "Hidden context for the agent",
     "The user is referring to this in particular",
     "# User-provided context for @-mentions",
@@ -62,15 +77,9 @@ class OfflineModel(Model):
     def __init__(self, seconds_per_token: float = _HUMAN_PACE) -> None:
         self._seconds_per_token = seconds_per_token
 
-    async def get_response(
-        self,
-        system_instructions: str | None,
-        input: str | list[TResponseInputItem],  # noqa: A002 - the interface calls it so
-        *settings: Any,
-        **more: Any,
-    ) -> ModelResponse:
+    async def get_response(self, *call: Any, **more: Any) -> ModelResponse:
         """The whole answer at once."""
-        async for event in self.stream_response(system_instructions, input, *settings, **more):
+        async for event in self.stream_response(*call, **more):
             if isinstance(event, ResponseCompletedEvent):
                 return ModelResponse(event.response.output, Usage(requests=1), event.response.id)
         raise AssertionError("stream_response ended without a response")
@@ -79,12 +88,17 @@ class OfflineModel(Model):
         self,
         system_instructions: str | None,
         input: str | list[TResponseInputItem],  # noqa: A002 - the interface calls it so
-        *settings: Any,
+        model_settings: ModelSettings,
+        tools: list[Tool],
+        output_schema: AgentOutputSchemaBase | None,
+        handoffs: list[Handoff[Any, Any]],
+        tracing: ModelTracing,
         **more: Any,
     ) -> AsyncIterator[TResponseStreamEvent]:
         """The answer token by token."""
-        tools = {tool.name for tool in (more["tools"] if "tools" in more else settings[1])}
-        for event in _events(_answer(_Conversation(input), tools)):
+        can = {tool.name for tool in tools} | {handoff.tool_name for handoff in handoffs}
+        chosen = model_settings.tool_choice
+        for event in _events(_answer(_Conversation(input), can, chosen if isinstance(chosen, str) else None)):
             if isinstance(event, ResponseTextDeltaEvent):
                 await asyncio.sleep(self._seconds_per_token)
             yield event
@@ -116,6 +130,12 @@ class _Conversation:
         return str(last["output"]) if last.get("type") == "function_call_output" else None
 
     @property
+    def form(self) -> str | None:
+        """What the user has just filled in, if that is what the model is called for."""
+        text = _text(self._items[-1]) if self._items else ""
+        return text if text.startswith(_FORM) else None
+
+    @property
     def tool_called(self) -> str:
         """The tool that was called last."""
         names = [str(item["name"]) for item in self._items if item.get("type") == "function_call"]
@@ -127,18 +147,38 @@ def _text(message: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def _answer(conversation: _Conversation, tools: set[str]) -> _Answer:
-    """A tool call where the question asks for one, else a message."""
+def _answer(conversation: _Conversation, tools: set[str], chosen: str | None) -> _Answer:
+    """A tool call where the question, or the page, asks for one, else a message.
+
+    chosen: the tool that must be called; the SDK asks for it once.
+    """
     if conversation.tool_output is not None:
         return _message(_words_for(conversation.tool_called, conversation.tool_output))
+    if conversation.form is not None:
+        answers = "\n".join(line for line in conversation.form.splitlines() if line.startswith("- "))
+        return _message(f"Thank you. You answered:\n\n{answers}")
     question = conversation.last_message
     numbers = [float(number) for number in _NUMBER.findall(_spaced(question))]
-    if TIME_TOOL in tools and _TIME_QUESTION.search(question):
+    if TIME_TOOL in tools and (chosen == TIME_TOOL or _TIME_QUESTION.search(question)):
         zone = _ZONE.search(question)
         return _tool_call(TIME_TOOL, {"timezone": zone[1] if zone else "UTC"})
-    if SUM_TOOL in tools and len(numbers) > 1 and _SUM_QUESTION.search(question):
+    if SUM_TOOL in tools and (chosen == SUM_TOOL or (len(numbers) > 1 and _SUM_QUESTION.search(question))):
         return _tool_call(SUM_TOOL, {"numbers": numbers})
-    return _message(_self_description(conversation))
+    if chosen in tools:
+        return _tool_call(str(chosen), {})
+    return _command(question, tools) or _message(_self_description(conversation))
+
+
+def _command(question: str, tools: set[str]) -> _Answer | None:
+    """What a message such as "/form" or "/handoff editor" asks for. None for any other message."""
+    found = _COMMAND.fullmatch(question)
+    if found is None:
+        return None
+    name, rest = found["name"].replace("-", "_").lower(), found["rest"].strip()
+    tool = f"transfer_to_{rest.lower()}" if name == "handoff" else f"show_{name}"
+    if tool in tools:
+        return _tool_call(tool, {})
+    return _message(f"I know nothing of /{name} here. Try /help, or /handoff assistant if somebody else is answering.")
 
 
 def _spaced(question: str) -> str:
@@ -151,7 +191,9 @@ def _words_for(tool: str, output: str) -> str:
         return f"It is {output}."
     if tool == SUM_TOOL:
         return f"The sum is {output}."
-    return f"The tool {tool} answered: {output}"
+    if tool.startswith("transfer_to_"):
+        return f"This is the {tool.removeprefix('transfer_to_').title()}. What can I do for you?"
+    return output if tool.startswith("show_") else f"The tool {tool} answered: {output}"
 
 
 def _self_description(conversation: _Conversation) -> str:
@@ -160,6 +202,7 @@ def _self_description(conversation: _Conversation) -> str:
         f"You wrote: “{conversation.last_message}”. "
         f"In this conversation that is your message number {conversation.number_of_messages}. "
         "I can tell the time and add numbers: ask “What time is it?” or “What is 2 + 40?”. "
+        "Say “/help” to see what else this chat can show. "
         f"{HOW_TO_PLUG_IN_A_MODEL}"
     )
 

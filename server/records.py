@@ -37,7 +37,7 @@ def columns_of(thread: ThreadMetadata) -> Columns:
         "status": thread.status.type,
         "status_reason": getattr(thread.status, "reason", None),
         "allowed_image_domains": None if thread.allowed_image_domains is None else list(thread.allowed_image_domains),
-        "metadata": _jsonb(thread.metadata),
+        "metadata": jsonb_of(thread.metadata),
     }
 
 
@@ -56,7 +56,7 @@ def thread_of(row: asyncpg.Record) -> ThreadMetadata:
     )
 
 
-def _jsonb(value: Mapping[str, Any]) -> str:
+def jsonb_of(value: object) -> str:
     """JSON that jsonb accepts: it has no NUL, and no numbers that aren't any."""
     try:
         text = to_json(value, inf_nan_mode="null").decode()

@@ -41,6 +41,10 @@ class RunService:
             async for said in watching:
                 yield said.response()
 
+    async def get_run(self, request: pb.GetRunRequest, context: RequestContext) -> pb.GetRunResponse:
+        """A run: how far it is, and what it took."""
+        return pb.GetRunResponse(run=await self._store.describe(RunKey(context["user_id"], request.run_id)))
+
     async def cancel_run(self, request: pb.CancelRunRequest, context: RequestContext) -> pb.CancelRunResponse:
         """Stop a run, and wait until what it said is stored."""
         _check_one_of(request)

@@ -11,10 +11,13 @@ from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
 import chatkit.server
+from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer
 from chatkit.types import (
     AssistantMessageContentPartTextDelta,
+    ErrorEvent,
     HiddenContextItem,
+    InferenceOptions,
     SDKHiddenContextItem,
     StreamingReq,
     Thread,
@@ -44,9 +47,11 @@ from chatkit_grpc import codec
 from chatkit_grpc.errors import AgentError, FieldViolation, ValidationError
 from chatkit_grpc.text_delta import write_text_delta
 from chatkit_grpc.v1 import chat_service_pb2 as chat
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
+from chatkit_grpc.v1.error_reason_pb2 import ErrorReason
 from chatkit_grpc.v1.event_pb2 import ThreadStreamEvent
 from google.protobuf.message import Message
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 from pydantic import ValidationError as PydanticError
 
 from server.context import RequestContext
@@ -124,9 +129,24 @@ async def _with_pauses(events: AsyncIterator[SDKEvent]) -> AsyncIterator[SDKEven
             count += 1
             if count % _EVENTS_AT_A_STRETCH == 0:
                 await asyncio.sleep(0)
+    except CustomStreamError as error:
+        # As the core would say it, but with its reason.
+        yield _failure_event(error)
     finally:
         if isinstance(events, AsyncGenerator):
             await events.aclose()
+
+
+class FailureEvent(ErrorEvent):
+    """An `error` event with the reason of what failed, which the SDK's own has no place for."""
+
+    _reason: ErrorReason.ValueType = PrivateAttr(default=reasons.ERROR_REASON_UNSPECIFIED)
+
+
+def _failure_event(error: CustomStreamError) -> FailureEvent:
+    event = FailureEvent(code="custom", message=error.message, allow_retry=error.allow_retry)
+    event._reason = getattr(error, "reason", reasons.ERROR_REASON_AGENT_FAILED)  # noqa: SLF001 # our own
+    return event
 
 
 def open_stream(server: ChatKitServer[Any], request: Message, context: RequestContext) -> EventStream:
@@ -139,6 +159,16 @@ def open_stream(server: ChatKitServer[Any], request: Message, context: RequestCo
     # Constructed and not validated: the parameters just were.
     sdk_request = request_type.model_construct(params=params, metadata=dict(context.request.metadata))
     return server._process_streaming_impl(sdk_request, context)  # noqa: SLF001 # what this file is for
+
+
+def check_options(server: ChatKitServer[Any], request: Message) -> None:
+    """Let a core that has a method `check_options` refuse what the user has picked for a message.
+
+    Raises what that raises, before anything is started for the message.
+    """
+    check = getattr(server, "check_options", None)
+    if check is not None and isinstance(request, (chat.CreateThreadRequest, chat.AddUserMessageRequest)):
+        check(parse(InferenceOptions, request.input.inference_options))
 
 
 async def run_sync_action(
@@ -170,6 +200,8 @@ def write_event(event: SDKEvent, message: ThreadStreamEvent) -> int:
     """
     if type(event) is not ThreadItemUpdatedEvent or type(event.update) is not AssistantMessageContentPartTextDelta:
         message.CopyFrom(to_message(event, ThreadStreamEvent))
+        if isinstance(event, FailureEvent):
+            message.error.reason = event._reason  # noqa: SLF001 # our own
         return message.ByteSize()
     part = event.update
     try:

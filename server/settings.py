@@ -64,6 +64,13 @@ class Settings:
     model_base_url: str | None = None
     model_api_key: str | None = None
     model_name: str | None = None
+    models: Path | None = None
+    model_first_token_seconds: float = 120.0
+    model_token_seconds: float = 60.0
+    model_retries: int = 2
+    answer_seconds: float = 600.0
+    context_tokens: int = 32_000
+    thread_titles: bool = True
 
     @classmethod
     def from_env(cls) -> Settings:
@@ -114,6 +121,17 @@ class Settings:
             "model_base_url": env.str("MODEL_BASE_URL", "", validate=check_http_url) or None,
             "model_api_key": env.text("MODEL_API_KEY"),
             "model_name": env.text("MODEL_NAME"),
+            "models": env.file("MODELS"),
+            "model_first_token_seconds": env.float(
+                "MODEL_FIRST_TOKEN_SECONDS", default.model_first_token_seconds, validate=must_be.Range(0.1, 3600)
+            ),
+            "model_token_seconds": env.float(
+                "MODEL_TOKEN_SECONDS", default.model_token_seconds, validate=must_be.Range(0.1, 3600)
+            ),
+            "model_retries": env.int("MODEL_RETRIES", default.model_retries, validate=must_be.Range(0, 10)),
+            "answer_seconds": env.float("ANSWER_SECONDS", default.answer_seconds, validate=must_be.Range(1, 86400)),
+            "context_tokens": env.int("CONTEXT_TOKENS", default.context_tokens, validate=must_be.Range(1000, 10**8)),
+            "thread_titles": env.bool("THREAD_TITLES", default.thread_titles),
         }
         env.check()
         made = cls(**settings)

@@ -34,7 +34,7 @@ update chat_sessions set
     updated_at = now()
 where user_id = $1 and session_id = $2
     and ($10::bigint is null or run_epoch = $10 and active_run_id is not null)
-returning session_id
+returning session_id, title
 """
 
 RENAME_THREAD = """
@@ -115,7 +115,8 @@ delete from run_events using forgotten where user_id = $1 and run_events.run_id 
 """
 
 # An item gets the position that its thread's row gives out: that row is locked meanwhile, so no two get the same.
-# An item that is there already keeps its place. Without a thread no row is written and none comes back.
+# An item that is there already keeps its place. Without a thread no row is written and none comes back. What the agent
+# did before it ($11) is written with it, or added to what was.
 SAVE_ITEM = """
 with thread as (
     update chat_sessions set next_position = next_position + 1, updated_at = now()
@@ -124,14 +125,17 @@ with thread as (
     returning next_position - 1 as position
 )
 insert into chat_messages
-    (user_id, session_id, message_id, position, item_type, sender_type, content, "timestamp", item, run_id)
-select $1, $2, $3, thread.position, $4, $5, $6, $7, $8, $9 from thread
+    (user_id, session_id, message_id, position, item_type, sender_type, content, "timestamp", item, run_id,
+    agent_record)
+select $1, $2, $3, thread.position, $4, $5, $6, $7, $8, $9, $11 from thread
 on conflict (user_id, session_id, message_id) do update set
     item_type = excluded.item_type,
     sender_type = excluded.sender_type,
     content = excluded.content,
     "timestamp" = excluded."timestamp",
-    item = excluded.item
+    item = excluded.item,
+    agent_record = coalesce(chat_messages.agent_record || excluded.agent_record, excluded.agent_record,
+        chat_messages.agent_record)
 returning position
 """
 
@@ -150,6 +154,15 @@ insert into chat_messages
     (user_id, session_id, message_id, position, item_type, sender_type, content, "timestamp", item)
 select $1, $2, $3, thread.position, $4, $5, $6, $7, $8 from thread
 returning position, pg_notify('chatkit_grpc', 'log')
+"""
+
+# What the agent did after the last item that was stored.
+ADD_AGENT_RECORD = """
+update chat_messages set agent_record = coalesce(agent_record, '[]') || $4
+from chat_sessions as thread
+where chat_messages.user_id = $1 and chat_messages.session_id = $2 and message_id = $3
+    and thread.user_id = $1 and thread.session_id = $2 and thread.run_epoch = $5 and thread.active_run_id is not null
+returning message_id
 """
 
 LOAD_ITEM = """
@@ -220,6 +233,18 @@ limit $4
 
 LOAD_ITEMS_DESC = """
 select message_id, item from chat_messages
+where user_id = $1 and session_id = $2 and position < (
+    select position from chat_messages where user_id = $1 and session_id = $2 and message_id = $3
+    union all
+    select 9223372036854775807 where $3::text is null
+)
+order by position desc
+limit $4
+"""
+
+# A page of what a model is told, newest first: hidden items too, and what the agent did beside them.
+LOAD_HISTORY = """
+select message_id, item, agent_record from chat_messages
 where user_id = $1 and session_id = $2 and position < (
     select position from chat_messages where user_id = $1 and session_id = $2 and message_id = $3
     union all

@@ -7,6 +7,7 @@ to another doesn't exist. What a run writes to its thread is written under its l
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -18,12 +19,13 @@ from chatkit_grpc.errors import DatabaseError, NotFoundError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server import statements
+from server.agent_record import AgentRecord, Remembered, record_of
 from server.context import RequestContext
 from server.database import Database
 from server.ids import new_id
 from server.item_text import sender_of, text_of
 from server.lease import Lease, LeaseLostError, lease_of
-from server.records import Columns, attachment_of, columns_of, item_of, json_of, json_of_item, thread_of
+from server.records import Columns, attachment_of, columns_of, item_of, json_of, json_of_item, jsonb_of, thread_of
 from server.text_repair import whole
 from server.times import to_utc
 
@@ -110,13 +112,14 @@ class PostgresStore(Store[RequestContext]):
         """
         columns, seen = columns_of(thread), _seen(thread.id, context)
         if seen:
-            await self._update_thread(thread.id, columns, seen, context)
+            # The user may have named it meanwhile: then that is what whoever saves it goes on with, and tells.
+            thread.title = await self._update_thread(thread.id, columns, seen, context)
         else:
             lease = lease_of(context, thread.id)
             values = (*columns.values(), to_utc(thread.created_at), lease and lease.epoch)
             row = await self._database.fetchrow(statements.SAVE_THREAD, context["user_id"], thread.id, *values)
             _check_written(row, thread.id, lease)
-        seen[:] = [columns]
+        seen[:] = [columns_of(thread)]
 
     async def rename_thread(self, thread_id: str, title: str, context: RequestContext) -> ThreadMetadata:
         """Give a thread another title, whatever else is written to it at the same time."""
@@ -162,14 +165,37 @@ class PostgresStore(Store[RequestContext]):
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
         """Add an item at the end of its thread. One that is there already is replaced where it is."""
         lease = lease_of(context, thread_id)
+        record = record_of(context)
+        done = record.done() if record is not None else []
         values = (context["user_id"], thread_id, *item_values(item), lease and lease.run_id, lease and lease.epoch)
-        _check_written(await self._database.fetchrow(statements.SAVE_ITEM, *values), thread_id, lease)
+        row = await self._database.fetchrow(statements.SAVE_ITEM, *values, jsonb_of(done) if done else None)
+        _check_written(row, thread_id, lease)
+        if record is not None:
+            record.was_stored(len(done), item.id)
         if lease is not None and not isinstance(item, SDKHiddenContextItem):
             lease.stored.add(item.id)
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
         """Replace an item where it is. One that isn't there yet is added."""
         await self.add_thread_item(thread_id, item, context)
+
+    async def load_history(
+        self, thread_id: str, after: str | None, limit: int, context: RequestContext
+    ) -> Page[Remembered]:
+        """A page of a thread's items, newest first and hidden ones included, each with what the agent did before it."""
+        rows = await self._load_rows(statements.LOAD_HISTORY, thread_id, after, limit, context)
+        items = await _each(rows[:limit], lambda row: Remembered(item_of(row), json.loads(row["agent_record"] or "[]")))
+        has_more = len(rows) > limit
+        return Page(data=items, has_more=has_more, after=items[-1].item.id if has_more else None)
+
+    async def save_agent_record(self, thread_id: str, record: AgentRecord, context: RequestContext) -> None:
+        """Write what the agent did after the last item that the run stored, where there is any."""
+        lease, done = lease_of(context, thread_id), record.done()
+        if lease is None or not done or record.last_item is None:
+            return
+        values = (context["user_id"], thread_id, record.last_item, jsonb_of(done), lease.epoch)
+        if await self._database.fetch(statements.ADD_AGENT_RECORD, *values):
+            record.was_stored(len(done), record.last_item)
 
     async def load_item(self, thread_id: str, item_id: str, context: RequestContext) -> ThreadItem:
         """An item of a thread, be it hidden."""
@@ -270,24 +296,36 @@ class PostgresStore(Store[RequestContext]):
 
     async def _update_thread(
         self, thread_id: str, columns: Columns, seen: Sequence[Columns], context: RequestContext
-    ) -> None:
+    ) -> str | None:
+        """Write what has changed. Returns the title that the thread has then."""
         # Other than all that the request has seen: what it saves may be older than what it loaded last.
         changed = [name for name, value in columns.items() if all(value != version[name] for version in seen)]
         known_title = seen[-1]["title"]
         lease = lease_of(context, thread_id)
         values = (context["user_id"], thread_id, changed, known_title, *columns.values(), lease and lease.epoch)
-        _check_written(await self._database.fetchrow(statements.UPDATE_THREAD, *values), thread_id, lease)
+        row = await self._database.fetchrow(statements.UPDATE_THREAD, *values)
+        if row is None:
+            raise RecordNotFoundError.thread(thread_id) if lease is None else LeaseLostError
+        title: str | None = row["title"]
+        return title
 
     async def _load_items(
         self, statement: str, thread_id: str, after: str | None, limit: int, context: RequestContext
     ) -> Page[ThreadItem]:
         size = _page_size(limit)
-        rows = await self._database.fetch(statement, context["user_id"], thread_id, after, size + 1)
-        if not rows:
-            await self._check_items_page(thread_id, after, context)
+        rows = await self._load_rows(statement, thread_id, after, size, context)
         items = await _each(rows[:size], item_of)
         has_more = len(rows) > size
         return Page(data=items, has_more=has_more, after=items[-1].id if has_more else None)
+
+    async def _load_rows(
+        self, statement: str, thread_id: str, after: str | None, size: int, context: RequestContext
+    ) -> list[asyncpg.Record]:
+        """The rows of a page, and one more where there is another page."""
+        rows = await self._database.fetch(statement, context["user_id"], thread_id, after, size + 1)
+        if not rows:
+            await self._check_items_page(thread_id, after, context)
+        return rows
 
     async def _check_items_page(self, thread_id: str, after: str | None, context: RequestContext) -> None:
         """Raise what is wrong if a page is empty because of what it was asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
@@ -22,6 +22,7 @@ class Say:
 
     thinking: what it thinks aloud before, where the interface is Chat Completions.
     break_after: the socket is cut after so many tokens, in the middle of the stream.
+    hang_after: nothing more comes after so many tokens.
     """
 
     tokens: int = 5
@@ -29,6 +30,7 @@ class Say:
     delay: float = 0.0
     thinking: str = ""
     break_after: int | None = None
+    hang_after: int | None = None
 
     def pieces(self) -> list[str]:
         if self.text is not None:
@@ -53,13 +55,25 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuse:
+    """The model declines, in its own words."""
+
+    words: str = "secret words of a refusal"
+
+
+@dataclass(frozen=True, slots=True)
 class Misbehave:
-    """empty: a stream without events. hang: no answer at all."""
+    """How not to answer.
 
-    how: Literal["empty", "hang"]
+    empty: a stream without events. hang: no answer at all. blank: an answer that says nothing. filter: the provider
+    filters it. cut: it is too long. fail: the provider fails after it has begun, before it says anything. junk: what
+    nobody can read.
+    """
+
+    how: Literal["empty", "hang", "blank", "filter", "cut", "fail", "junk"]
 
 
-Step = Say | Call | Fail | Misbehave
+Step = Say | Call | Fail | Refuse | Misbehave
 
 
 @dataclass
@@ -155,6 +169,8 @@ class FakeOpenAI:
                 if step.break_after == done:
                     writer.transport.abort()
                     return
+                if step.hang_after == done:
+                    await asyncio.Event().wait()
                 await asyncio.sleep(step.delay)
                 done += 1
             await _send(writer, event)
@@ -179,7 +195,12 @@ async def _send(writer: asyncio.StreamWriter, text: str) -> None:
     await writer.drain()
 
 
-def _chat_completions(step: Step, *, wants_usage: bool) -> Iterator[tuple[str, bool]]:
+_PROVIDER_FAILS = 'data: {"error": {"message": "secret words of the provider", "code": "server_error"}}\n\n'
+
+
+def _chat_completions(  # noqa: C901 # a case for each kind of step
+    step: Step, *, wants_usage: bool
+) -> Iterator[tuple[str, bool]]:
     """The chunks of Chat Completions, each with whether it carries a token."""
     identity = {"id": f"chatcmpl-{next(_ids)}", "object": "chat.completion.chunk", "created": 1, "model": "fake"}
 
@@ -194,6 +215,16 @@ def _chat_completions(step: Step, *, wants_usage: bool) -> Iterator[tuple[str, b
         for piece in step.pieces():
             yield chunk({"content": piece}), True
         yield chunk({}, "stop"), False
+    elif isinstance(step, Refuse):
+        yield chunk({"role": "assistant", "refusal": step.words}), False
+        yield chunk({}, "stop"), False
+    elif isinstance(step, Misbehave) and step.how in {"fail", "junk"}:
+        yield chunk({"role": "assistant", "content": ""}), False
+        yield _PROVIDER_FAILS if step.how == "fail" else "data: {junk\n\n", False
+        return
+    elif isinstance(step, Misbehave) and step.how != "empty":
+        yield chunk({"role": "assistant", "content": ""}), False
+        yield chunk({}, {"filter": "content_filter", "cut": "length"}.get(step.how, "stop")), False
     elif isinstance(step, Call):
         if step.saying:
             yield chunk({"role": "assistant", "content": step.saying}), False
@@ -209,7 +240,7 @@ def _chat_completions(step: Step, *, wants_usage: bool) -> Iterator[tuple[str, b
 
 def _responses(step: Step) -> Iterator[tuple[str, bool]]:
     """The events of the Responses API, each with whether it carries a token."""
-    if not isinstance(step, Say | Call):
+    if isinstance(step, Misbehave) and step.how == "empty":
         return
     number = count()
     response: dict[str, Any] = {
@@ -229,7 +260,19 @@ def _responses(step: Step) -> Iterator[tuple[str, bool]]:
 
     yield event("response.created", response=response), False
     output: list[dict[str, Any]] = []
-    if isinstance(step, Say) or step.saying:
+    if isinstance(step, Refuse):
+        output.append(_message_of({"type": "refusal", "refusal": step.words}))
+        added = {**output[0], "content": [], "status": "in_progress"}
+        yield event("response.output_item.added", output_index=0, item=added), False
+        yield event("response.output_item.done", output_index=0, item=output[0]), False
+    if isinstance(step, Misbehave):
+        if step.how == "junk":
+            yield "data: {junk\n\n", False
+            return
+        if step.how != "blank":
+            yield _end_of(step.how, response, event), False
+            return
+    elif isinstance(step, Say) or (isinstance(step, Call) and step.saying):
         message = _message(step)
         at: dict[str, Any] = {"item_id": message["id"], "output_index": 0, "content_index": 0}
         text = message["content"][0]["text"]
@@ -268,9 +311,20 @@ def _responses(step: Step) -> Iterator[tuple[str, bool]]:
     yield event("response.completed", response=done), False
 
 
+def _end_of(how: str, response: Mapping[str, Any], event: Callable[..., str]) -> str:
+    if how == "fail":
+        error = {"code": "server_error", "message": "secret words of the provider"}
+        return event("response.failed", response={**response, "status": "failed", "error": error})
+    details = {"reason": "content_filter" if how == "filter" else "max_output_tokens"}
+    return event("response.incomplete", response={**response, "status": "incomplete", "incomplete_details": details})
+
+
 def _message(step: Say | Call) -> dict[str, Any]:
     text = "".join(step.pieces()) if isinstance(step, Say) else step.saying
-    part = {"type": "output_text", "text": text, "annotations": []}
+    return _message_of({"type": "output_text", "text": text, "annotations": []})
+
+
+def _message_of(part: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": f"msg_{next(_ids)}",
         "type": "message",

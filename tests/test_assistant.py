@@ -34,17 +34,19 @@ from chatkit.types import (
 from pydantic import TypeAdapter
 
 from server.agent_stream import stream_answer
-from server.assistant import Assistant, create_assistant
+from server.assistant import Assistant, Options, create_assistant
 from server.context import Auth, RequestContext
-from server.history import HistoryConverter, load_history
+from server.history import MAX_ITEMS, HistoryConverter, load_model_input
+from server.model_calls import Patience
 from server.model_choice import choose_model
-from server.models import OpenModel, open_model
+from server.models import OpenModel, OpenModels, open_model
 from server.offline_model import OfflineModel
 from server.settings import Settings
 from tests.fake_openai import PROMPT_TOKENS, Call, Fail, FakeOpenAI, Misbehave, Say, Step
 
 CONTEXT = RequestContext.of(Auth(user_id="anna", method="test"))
 KINDS = ("responses", "chat_completions")
+IMPATIENT = Patience(retries=0)
 ENDLESS = Say(tokens=2000, delay=0.005)
 SUM = Call("add_numbers", {"numbers": [2, 40]}, saying="Let me see. ")
 
@@ -142,11 +144,12 @@ class Chat:
         self.fake = fake
         self.store = MemoryStore()
         if kind == "responses":
-            chosen = open_model(replace(choose_model(Settings(openai_api_key="sk-test")), base_url=fake.base_url))
+            choice = replace(choose_model(Settings(openai_api_key="sk-test")), base_url=fake.base_url)
         else:
-            chosen = open_model(choose_model(Settings(model_base_url=fake.base_url, model_name="fake")))
-        assert chosen.choice.kind == kind
-        self.assistant = Assistant(self.store, chosen, asks_for_usage=asks_for_usage)
+            choice = choose_model(Settings(model_base_url=fake.base_url, model_name="fake"))
+        assert choice.kind == kind
+        chosen = open_model(choice, IMPATIENT)
+        self.assistant = Assistant(self.store, OpenModels([chosen]), Options(asks_for_usage=asks_for_usage))
 
     async def stream(self, text: str, thread_id: str | None = None) -> AsyncIterator[dict[str, Any]]:
         message = {"content": [{"type": "input_text", "text": text}], "attachments": [], "inference_options": {}}
@@ -332,7 +335,7 @@ async def test_thoughts_are_kept_apart_from_the_answer() -> None:
 
 
 async def test_the_offline_model_converses() -> None:
-    assistant = Assistant(MemoryStore(), OpenModel(OfflineModel(0), choose_model(Settings())))
+    assistant = Assistant(MemoryStore(), OpenModels([OpenModel(OfflineModel(0), choose_model(Settings()))]))
     async with nothing_left_behind(), chat("responses") as talk:
         assistant.store = talk.store
         talk.assistant = assistant
@@ -462,7 +465,7 @@ async def test_when_an_answer_has_ended_its_tools_have(how: str) -> None:
 
     async with chat("chat_completions", Call("wait_for_ever", {})) as talk, nothing_left_behind():
         context = agent_context(talk.store)
-        agent = Agent[Any](name="A", model=talk.assistant.model.model, tools=[wait_for_ever])
+        agent = Agent[Any](name="A", model=talk.assistant.models.default.model, tools=[wait_for_ever])
         run = Runner.run_streamed(agent, "Hi", context=context, run_config=RunConfig(tracing_disabled=True))
         events = stream_answer(context, run)
         assert await anext(events) == ProgressUpdateEvent(text="Waiting")
@@ -526,7 +529,7 @@ async def test_closing_closes_the_run_at_once() -> None:
 
 async def test_closing_the_response_ends_its_tasks_at_once() -> None:
     store = MemoryStore()
-    assistant = Assistant(store, OpenModel(OfflineModel(0.001), choose_model(Settings())))
+    assistant = Assistant(store, OpenModels([OpenModel(OfflineModel(0.001), choose_model(Settings()))]))
     before = asyncio.all_tasks()
     answer: Any = assistant.respond(agent_context(store).thread, None, CONTEXT)
     for _ in range(5):
@@ -573,8 +576,8 @@ async def test_a_failing_model_is_told_of_in_words(
 async def test_an_unreachable_model_is_told_of_in_words() -> None:
     async with chat("chat_completions") as talk:
         talk.fake._server.close()
-        assert talk.assistant.model._client is not None
-        talk.assistant.model._client.max_retries = 0
+        assert talk.assistant.models.default._client is not None
+        talk.assistant.models.default._client.max_retries = 0
         events = await talk.say("Hello")
         assert "connection to the model failed" in events[-1]["message"]
 
@@ -592,9 +595,8 @@ async def test_what_a_tool_streams_is_passed_on_and_a_client_tool_call_gets_an_i
             wrapper.context.client_tool_call = ClientToolCall(name="ask", arguments={})
             return "asked"
 
-        agent = Agent[Any](
-            name="A", model=talk.assistant.model.model, tools=[ask_client], tool_use_behavior="stop_on_first_tool"
-        )
+        model = talk.assistant.models.default.model
+        agent = Agent[Any](name="A", model=model, tools=[ask_client], tool_use_behavior="stop_on_first_tool")
         context = agent_context(talk.store)
         run = Runner.run_streamed(agent, "Hi", context=context, run_config=RunConfig(tracing_disabled=True))
         events = [event async for event in stream_answer(context, run)]
@@ -655,8 +657,28 @@ async def test_history_is_the_newest_items_oldest_first() -> None:
     store = MemoryStore()
     for number in range(130):
         await store.add_thread_item("thr_1", user_message(id=f"msg_{number}"), CONTEXT)
-    history = await load_history(store, "thr_1", CONTEXT)
-    assert [item.id for item in history] == [f"msg_{number}" for number in range(30, 130)]
+    history, told = await load_model_input(store, "thr_1", CONTEXT, HistoryConverter(), 400)
+    first = int(history[0].id.removeprefix("msg_"))
+    assert 10 < first < 100
+    assert [item.id for item in history] == [f"msg_{number}" for number in range(first, 130)]
+    assert len(told) == len(history)
+
+
+async def test_the_newest_item_is_told_however_long_it_is() -> None:
+    store = MemoryStore()
+    for text in ("short", "long " * 10_000):
+        message = user_message(id=f"msg_{len(text)}", content=[UserMessageTextContent(text=text)])
+        await store.add_thread_item("thr_1", message, CONTEXT)
+    history, told = await load_model_input(store, "thr_1", CONTEXT, HistoryConverter(), 1000)
+    assert [item.id for item in history] == ["msg_50000"]
+    assert len(told) == 1
+
+
+async def test_a_model_is_not_told_more_than_a_thousand_items() -> None:
+    store = MemoryStore()
+    store.items["thr_1"] = {f"msg_{n}": user_message(id=f"msg_{n}").model_dump_json() for n in range(MAX_ITEMS + 50)}
+    history, _ = await load_model_input(store, "thr_1", CONTEXT, HistoryConverter(), 10**9)
+    assert len(history) == MAX_ITEMS
 
 
 # -- the rest ------------------------------------------------------------------------------------
@@ -673,8 +695,8 @@ async def test_the_assistant_reads_the_environment_unless_it_is_given_settings(m
     monkeypatch.setenv("XIAOMI_API_KEY", "x")
     monkeypatch.setenv("ENVIRONMENT", "development")
     from_environment, given = create_assistant(MemoryStore()), create_assistant(MemoryStore(), Settings())
-    assert from_environment.model.choice.label.startswith("mimo-v2-flash")
-    assert given.model.choice.kind == "offline"
+    assert from_environment.models.default.choice.label.startswith("mimo-v2-flash")
+    assert given.models.default.choice.kind == "offline"
     await from_environment.aclose()
 
 

@@ -51,6 +51,7 @@ NARROWER_IN_THE_SDK = {
 }
 OURS_ALONE = {
     "ChatKitRequest.runs.resume": "the SDK's answers end with the connection, ours can be watched again",
+    "ChatKitRequest.runs.get": "what an answer took of which model",
     "ChatKitRequest.runs.cancel": "for the same reason: to leave an answer isn't to stop it",
     **{
         f"{name}.request_id": "makes it safe to repeat a call that starts a run"

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
-from agents import OpenAIChatCompletionsModel, OpenAIResponsesModel
+from agents import Model, OpenAIChatCompletionsModel, OpenAIResponsesModel
 from chatkit_grpc.environment import SettingsError
 
+from server.model_calls import PatientModel
 from server.model_choice import OPENAI_MODEL, choose_model
 from server.models import OpenModel, open_model
 from server.offline_model import OfflineModel
@@ -29,17 +30,22 @@ async def choose() -> AsyncIterator[Choose]:
         yield choose
 
 
+def inner(chosen: OpenModel) -> Model:
+    assert isinstance(chosen.model, PatientModel)
+    return chosen.model._model
+
+
 async def test_an_openai_key_means_the_responses_api(choose: Choose) -> None:
     chosen = await choose(Settings(openai_api_key="sk-x"))
     assert chosen.choice.kind == "responses"
-    assert isinstance(chosen.model, OpenAIResponsesModel)
+    assert isinstance(inner(chosen), OpenAIResponsesModel)
     assert chosen.choice.label == f"{OPENAI_MODEL} at api.openai.com"
 
 
 async def test_a_xiaomi_key_means_mimo(choose: Choose) -> None:
     chosen = await choose(Settings(xiaomi_api_key="x"))
     assert chosen.choice.kind == "chat_completions"
-    assert isinstance(chosen.model, OpenAIChatCompletionsModel)
+    assert isinstance(inner(chosen), OpenAIChatCompletionsModel)
     assert chosen.choice.label == "mimo-v2-flash at api.xiaomimimo.com"
 
 

@@ -10,8 +10,8 @@ from agents import Agent, RunConfig, Runner, TResponseInputItem
 from agents.items import TResponseStreamEvent
 from openai.types.responses import ResponseTextDeltaEvent
 
-from server.assistant import add_numbers, current_time
 from server.offline_model import OfflineModel
+from server.team import add_numbers, current_time
 
 TRACELESS = RunConfig(tracing_disabled=True)
 

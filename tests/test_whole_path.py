@@ -27,7 +27,7 @@ async def system_with(
     monkeypatch: pytest.MonkeyPatch, database_url: str, kind: str, *script: Step
 ) -> AsyncIterator[tuple[System, FakeOpenAI]]:
     async with FakeOpenAI(script) as fake:
-        settings = Settings(environment="development", limits=NO_LIMITS, run_grace_seconds=0)
+        settings = Settings(environment="development", limits=NO_LIMITS, run_grace_seconds=0, thread_titles=False)
         if kind == "responses":
             monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)  # read by OpenAI's own client
             settings = replace(settings, openai_api_key="sk-test")

@@ -268,6 +268,11 @@ TABLE: Mapping[ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_PERMISSION_DENIED: Row(grpc.StatusCode.PERMISSION_DENIED, 403, PermissionDeniedError),
     reasons.ERROR_REASON_OVERLOADED: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
     reasons.ERROR_REASON_ITEM_EXISTS: Row(grpc.StatusCode.ALREADY_EXISTS, 409, ConflictError),
+    reasons.ERROR_REASON_MODEL_FAILED: Row(grpc.StatusCode.INTERNAL, 502, AgentError),
+    reasons.ERROR_REASON_MODEL_REFUSED: Row(grpc.StatusCode.FAILED_PRECONDITION, 422, AgentError),
+    reasons.ERROR_REASON_MODEL_TIMEOUT: Row(grpc.StatusCode.DEADLINE_EXCEEDED, 504, AgentError),
+    reasons.ERROR_REASON_MODEL_BUSY: Row(grpc.StatusCode.UNAVAILABLE, 503, AgentError),
+    reasons.ERROR_REASON_GUARDRAIL_TRIPPED: Row(grpc.StatusCode.FAILED_PRECONDITION, 422, AgentError),
 }
 
 

@@ -82,7 +82,16 @@ def unknown_case(oneof: OneofDescriptor) -> str | None:
 def plain_fields(descriptor: Descriptor) -> list[FieldDescriptor]:
     """The fields that are members of the message's own object: all but the cases of its tagged oneof."""
     oneof = tagged_oneof(descriptor)
-    return [field for field in descriptor.fields if oneof is None or field.containing_oneof != oneof]
+    return [
+        field
+        for field in descriptor.fields
+        if (oneof is None or field.containing_oneof != oneof) and not _is_grpc_only(field)
+    ]
+
+
+def _is_grpc_only(field: FieldDescriptor) -> bool:
+    only: bool = field.GetOptions().Extensions[options.grpc_only]
+    return only
 
 
 def is_union(field: FieldDescriptor) -> bool:

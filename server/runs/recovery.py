@@ -113,5 +113,5 @@ async def _keep(connection: PoolConnection, lease: Lease, item: ThreadItem) -> T
 
 
 async def _save(connection: PoolConnection, lease: Lease, item: ThreadItem) -> None:
-    values = (lease.user_id, lease.thread_id, *item_values(item), lease.run_id, lease.epoch)
+    values = (lease.user_id, lease.thread_id, *item_values(item), lease.run_id, lease.epoch, None)
     await connection.fetch(store_statements.SAVE_ITEM, *map(storable, values))

@@ -273,8 +273,10 @@ class Runs:
 
     async def _end(self, run: Run) -> None:
         tail = run.unlogged_tail()
-        tokens = run.context.tokens_used
-        has_ended = await self.run_store.end(run.lease, run.outcome, run.sequence, run.error, tail, tokens)
+        context = run.context
+        has_ended = await self.run_store.end(
+            *(run.lease, run.outcome, run.sequence, run.error, tail), context.tokens_used, context.usage
+        )
         # Either it had been done already and only the answer got lost, or the lease is lost.
         if not has_ended and await self._state_of(run.key) != run.outcome:
             raise LeaseLostError

@@ -107,7 +107,7 @@ select run_id from run
 # Gives the lease back. The rest of the log goes with it, so that whoever sees the end sees all. A run that didn't come
 # to its own end and left nothing on the thread gives its request_id back as well: who repeats it wants another try, and
 # not the same failure. $10 says that it left something. Where it doesn't, the thread is asked: a write may have been
-# kept though its answer got lost. $11: how many tokens of models it took.
+# kept though its answer got lost. $11: how many tokens of models it took; $12: of which, as JSON.
 END_RUN = """
 with thread as (
     update chat_sessions set active_run_id = null, log_position = log_position + 1
@@ -115,7 +115,7 @@ with thread as (
     returning log_position
 ), ended as (
     update runs set
-        state = $4, ended_at = now(), last_sequence = $5, error = $6,
+        state = $4, ended_at = now(), last_sequence = $5, error = $6, usage = $12,
         request_id = case
             when $10 or $4 = 'completed' or exists (
                 select from chat_messages
@@ -202,6 +202,11 @@ select coalesce(max(last_sequence), 0) from run_events where user_id = $1 and ru
 
 FIND_RUN = """
 select run_id, session_id, state from runs where user_id = $1 and run_id = $2
+"""
+
+DESCRIBE_RUN = """
+select run_id, session_id, state, created_at, ended_at, last_sequence, usage from runs
+where user_id = $1 and run_id = $2
 """
 
 FIND_ACTIVE_RUN = """

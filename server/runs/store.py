@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import asyncpg
 from chatkit_grpc.errors import ChatKitError, DatabaseError, NotFoundError, from_status
 from chatkit_grpc.services import AUTO_REQUEST_ID
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
+from chatkit_grpc.v1 import run_pb2 as pb
 from chatkit_grpc.v1.run_pb2 import RunState
 from google.rpc.status_pb2 import Status
 
+from server.context import TokenUsage
 from server.database import Database
 from server.lease import Lease
 from server.limits.settings import LimitSettings
@@ -226,9 +229,12 @@ class RunStore:
         error: ChatKitError | None,
         pieces: Sequence[Piece],
         tokens: int = 0,
+        usage: TokenUsage | None = None,
     ) -> bool:
         """Give a lease back, with the rest of the log, and count the tokens. Whether the run held it."""
-        values = end_values(lease, state, last_sequence, error, pieces, has_items=bool(lease.stored), tokens=tokens)
+        values = end_values(
+            *(lease, state, last_sequence, error, pieces), has_items=bool(lease.stored), tokens=tokens, usage=usage
+        )
         return bool(await self._database.fetch(*values))
 
     async def append(self, server_id: str, pieces: Sequence[tuple[Lease, Piece]]) -> set[str]:
@@ -298,6 +304,13 @@ class RunStore:
             raise run_not_found(run.run_id)
         return FoundRun(row["session_id"], row["run_id"], _state_of(row["state"]))
 
+    async def describe(self, run: RunKey) -> pb.Run:
+        """A run as its user is told of it. Raises NotFoundError."""
+        row = await self._database.fetchrow(statements.DESCRIBE_RUN, *run)
+        if row is None:
+            raise run_not_found(run.run_id)
+        return _run_of(row)
+
     async def find_active(self, thread: ThreadKey) -> FoundRun | None:
         """The run that is active on a thread. Raises NotFoundError without such a thread."""
         row = await self._database.fetchrow(statements.FIND_ACTIVE_RUN, *thread)
@@ -342,10 +355,12 @@ def end_values(
     *,
     has_items: bool = False,
     tokens: int = 0,
+    usage: TokenUsage | None = None,
 ) -> tuple[str, *tuple[object, ...]]:
     """The statement that ends a run, and its values.
 
-    has_items: whether it is known to have left some on its thread. tokens: how many of models it took.
+    has_items: whether it is known to have left some on its thread. tokens: how many of models it took, and usage: of
+    which.
     """
     return (
         statements.END_RUN,
@@ -360,6 +375,7 @@ def end_values(
         [piece.events for piece in pieces],
         has_items,
         tokens,
+        None if usage is None or not usage.requests else json.dumps(asdict(usage)),
     )
 
 
@@ -386,6 +402,17 @@ def _page_of(row: asyncpg.Record) -> LogPage:
 def piece_of(row: asyncpg.Record) -> Piece:
     """A row of the log."""
     return Piece(row["first_sequence"], row["last_sequence"], row["events"])
+
+
+def _run_of(row: asyncpg.Record) -> pb.Run:
+    described = pb.Run(id=row["run_id"], thread_id=row["session_id"], state=_state_of(row["state"]))
+    described.created_at.FromDatetime(row["created_at"])
+    if row["ended_at"] is not None:
+        described.ended_at.FromDatetime(row["ended_at"])
+        described.last_sequence = row["last_sequence"]
+    if row["usage"] is not None:
+        described.usage.CopyFrom(pb.TokenUsage(**json.loads(row["usage"])))
+    return described
 
 
 def _change_of(row: asyncpg.Record) -> Change:

@@ -139,6 +139,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     UNAVAILABLE, 503.
     Sample: {"reason": "OVERLOADED", "domain": "chatkit-grpc", "metadata": {}}
     """
+    ERROR_REASON_MODEL_FAILED: _ErrorReason.ValueType  # 28
+    """The model or its provider failed, or gave no answer. INTERNAL, 502. As a rule told in an `error` event.
+    Sample: {"reason": "MODEL_FAILED", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_MODEL_REFUSED: _ErrorReason.ValueType  # 29
+    """The model declined to answer, or its provider filtered the answer. FAILED_PRECONDITION, 422. As a rule told in an
+    `error` event.
+    Sample: {"reason": "MODEL_REFUSED", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_MODEL_TIMEOUT: _ErrorReason.ValueType  # 30
+    """The model began too late, fell silent, or took too long altogether. DEADLINE_EXCEEDED, 504. As a rule told in an
+    `error` event.
+    Sample: {"reason": "MODEL_TIMEOUT", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_MODEL_BUSY: _ErrorReason.ValueType  # 31
+    """The model's provider has too much to do, or the server's quota there is used up. UNAVAILABLE, 503. As a rule told in
+    an `error` event.
+    Sample: {"reason": "MODEL_BUSY", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_GUARDRAIL_TRIPPED: _ErrorReason.ValueType  # 32
+    """A guardrail of the assistant stopped the answer; the message is its reason. FAILED_PRECONDITION, 422. As a rule told
+    in an `error` event.
+    Sample: {"reason": "GUARDRAIL_TRIPPED", "domain": "chatkit-grpc", "metadata": {}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of google.rpc.ErrorInfo, without the prefix ERROR_REASON_, in the domain "chatkit-grpc". Its gRPC status and
@@ -261,5 +285,29 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 27
 """The server has too much to do and starts nothing new; what it is at goes on. RetryInfo says when to come back.
 UNAVAILABLE, 503.
 Sample: {"reason": "OVERLOADED", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_MODEL_FAILED: ErrorReason.ValueType  # 28
+"""The model or its provider failed, or gave no answer. INTERNAL, 502. As a rule told in an `error` event.
+Sample: {"reason": "MODEL_FAILED", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_MODEL_REFUSED: ErrorReason.ValueType  # 29
+"""The model declined to answer, or its provider filtered the answer. FAILED_PRECONDITION, 422. As a rule told in an
+`error` event.
+Sample: {"reason": "MODEL_REFUSED", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_MODEL_TIMEOUT: ErrorReason.ValueType  # 30
+"""The model began too late, fell silent, or took too long altogether. DEADLINE_EXCEEDED, 504. As a rule told in an
+`error` event.
+Sample: {"reason": "MODEL_TIMEOUT", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_MODEL_BUSY: ErrorReason.ValueType  # 31
+"""The model's provider has too much to do, or the server's quota there is used up. UNAVAILABLE, 503. As a rule told in
+an `error` event.
+Sample: {"reason": "MODEL_BUSY", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_GUARDRAIL_TRIPPED: ErrorReason.ValueType  # 32
+"""A guardrail of the assistant stopped the answer; the message is its reason. FAILED_PRECONDITION, 422. As a rule told
+in an `error` event.
+Sample: {"reason": "GUARDRAIL_TRIPPED", "domain": "chatkit-grpc", "metadata": {}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from chatkit_grpc.v1 import error_reason_pb2 as chatkit__grpc_dot_v1_dot_error__reason__pb2
 from chatkit_grpc.v1 import item_pb2 as chatkit__grpc_dot_v1_dot_item__pb2
 from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 from chatkit_grpc.v1 import thread_pb2 as chatkit__grpc_dot_v1_dot_thread__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63hatkit_grpc/v1/event.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x1c\x63hatkit_grpc/v1/thread.proto\"\xa5\x08\n\x11ThreadStreamEvent\x12_\n\x13thread_item_updated\x18\x01 \x01(\x0b\x32\'.chatkit_grpc.v1.ThreadItemUpdatedEventB\x17\xa2\xbb\x18\x13thread.item.updatedH\x00\x12Q\n\x0ethread_created\x18\x02 \x01(\x0b\x32#.chatkit_grpc.v1.ThreadCreatedEventB\x12\xa2\xbb\x18\x0ethread.createdH\x00\x12Q\n\x0ethread_updated\x18\x03 \x01(\x0b\x32#.chatkit_grpc.v1.ThreadUpdatedEventB\x12\xa2\xbb\x18\x0ethread.updatedH\x00\x12Y\n\x11thread_item_added\x18\x04 \x01(\x0b\x32%.chatkit_grpc.v1.ThreadItemAddedEventB\x15\xa2\xbb\x18\x11thread.item.addedH\x00\x12V\n\x10thread_item_done\x18\x05 \x01(\x0b\x32$.chatkit_grpc.v1.ThreadItemDoneEventB\x14\xa2\xbb\x18\x10thread.item.doneH\x00\x12_\n\x13thread_item_removed\x18\x06 \x01(\x0b\x32\'.chatkit_grpc.v1.ThreadItemRemovedEventB\x17\xa2\xbb\x18\x13thread.item.removedH\x00\x12\x62\n\x14thread_item_replaced\x18\x07 \x01(\x0b\x32(.chatkit_grpc.v1.ThreadItemReplacedEventB\x18\xa2\xbb\x18\x14thread.item.replacedH\x00\x12Q\n\x0estream_options\x18\x08 \x01(\x0b\x32#.chatkit_grpc.v1.StreamOptionsEventB\x12\xa2\xbb\x18\x0estream_optionsH\x00\x12T\n\x0fprogress_update\x18\t \x01(\x0b\x32$.chatkit_grpc.v1.ProgressUpdateEventB\x13\xa2\xbb\x18\x0fprogress_updateH\x00\x12N\n\rclient_effect\x18\n \x01(\x0b\x32\".chatkit_grpc.v1.ClientEffectEventB\x11\xa2\xbb\x18\rclient_effectH\x00\x12\x37\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x1b.chatkit_grpc.v1.ErrorEventB\t\xa2\xbb\x18\x05\x65rrorH\x00\x12:\n\x06notice\x18\x0c \x01(\x0b\x32\x1c.chatkit_grpc.v1.NoticeEventB\n\xa2\xbb\x18\x06noticeH\x00\x12\x1a\n\x07unknown\x18\x0f \x01(\tB\x07\x80\x01\x01\xb8\xbb\x18\x01H\x00\x42\x07\n\x05\x65vent\"=\n\x12ThreadCreatedEvent\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread\"=\n\x12ThreadUpdatedEvent\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread\"A\n\x14ThreadItemAddedEvent\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\"@\n\x13ThreadItemDoneEvent\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\")\n\x16ThreadItemRemovedEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\t\"D\n\x17ThreadItemReplacedEvent\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\"\\\n\x16ThreadItemUpdatedEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x31\n\x06update\x18\x02 \x01(\x0b\x32!.chatkit_grpc.v1.ThreadItemUpdate\"\x8d\n\n\x10ThreadItemUpdate\x12\x99\x01\n)assistant_message_content_part_text_delta\x18\x01 \x01(\x0b\x32\x35.chatkit_grpc.v1.AssistantMessageContentPartTextDeltaB-\xa2\xbb\x18)assistant_message.content_part.text_deltaH\x00\x12\x8b\x01\n$assistant_message_content_part_added\x18\x02 \x01(\x0b\x32\x31.chatkit_grpc.v1.AssistantMessageContentPartAddedB(\xa2\xbb\x18$assistant_message.content_part.addedH\x00\x12\xab\x01\n/assistant_message_content_part_annotation_added\x18\x03 \x01(\x0b\x32;.chatkit_grpc.v1.AssistantMessageContentPartAnnotationAddedB3\xa2\xbb\x18/assistant_message.content_part.annotation_addedH\x00\x12\x88\x01\n#assistant_message_content_part_done\x18\x04 \x01(\x0b\x32\x30.chatkit_grpc.v1.AssistantMessageContentPartDoneB\'\xa2\xbb\x18#assistant_message.content_part.doneH\x00\x12\x82\x01\n!widget_streaming_text_value_delta\x18\x05 \x01(\x0b\x32..chatkit_grpc.v1.WidgetStreamingTextValueDeltaB%\xa2\xbb\x18!widget.streaming_text.value_deltaH\x00\x12Z\n\x13widget_root_updated\x18\x06 \x01(\x0b\x32\".chatkit_grpc.v1.WidgetRootUpdatedB\x17\xa2\xbb\x18\x13widget.root.updatedH\x00\x12i\n\x18widget_component_updated\x18\x07 \x01(\x0b\x32\'.chatkit_grpc.v1.WidgetComponentUpdatedB\x1c\xa2\xbb\x18\x18widget.component.updatedH\x00\x12Z\n\x13workflow_task_added\x18\x08 \x01(\x0b\x32\".chatkit_grpc.v1.WorkflowTaskAddedB\x17\xa2\xbb\x18\x13workflow.task.addedH\x00\x12`\n\x15workflow_task_updated\x18\t \x01(\x0b\x32$.chatkit_grpc.v1.WorkflowTaskUpdatedB\x19\xa2\xbb\x18\x15workflow.task.updatedH\x00\x12\x66\n\x17generated_image_updated\x18\n \x01(\x0b\x32&.chatkit_grpc.v1.GeneratedImageUpdatedB\x1b\xa2\xbb\x18\x17generated_image.updatedH\x00\x12\x1a\n\x07unknown\x18\x0f \x01(\tB\x07\x80\x01\x01\xb8\xbb\x18\x01H\x00\x42\x08\n\x06update\"Q\n$AssistantMessageContentPartTextDelta\x12\x15\n\rcontent_index\x18\x01 \x01(\x05\x12\x12\n\x05\x64\x65lta\x18\x02 \x01(\tB\x03\x80\x01\x01\"t\n AssistantMessageContentPartAdded\x12\x15\n\rcontent_index\x18\x01 \x01(\x05\x12\x39\n\x07\x63ontent\x18\x02 \x01(\x0b\x32(.chatkit_grpc.v1.AssistantMessageContent\"\x8e\x01\n*AssistantMessageContentPartAnnotationAdded\x12\x15\n\rcontent_index\x18\x01 \x01(\x05\x12\x18\n\x10\x61nnotation_index\x18\x02 \x01(\x05\x12/\n\nannotation\x18\x03 \x01(\x0b\x32\x1b.chatkit_grpc.v1.Annotation\"s\n\x1f\x41ssistantMessageContentPartDone\x12\x15\n\rcontent_index\x18\x01 \x01(\x05\x12\x39\n\x07\x63ontent\x18\x02 \x01(\x0b\x32(.chatkit_grpc.v1.AssistantMessageContent\"W\n\x1dWidgetStreamingTextValueDelta\x12\x14\n\x0c\x63omponent_id\x18\x01 \x01(\t\x12\x12\n\x05\x64\x65lta\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\",\n\x11WidgetRootUpdated\x12\x17\n\x06widget\x18\x01 \x01(\tB\x07\x80\x01\x01\xa8\xbb\x18\x01\"J\n\x16WidgetComponentUpdated\x12\x14\n\x0c\x63omponent_id\x18\x01 \x01(\t\x12\x1a\n\tcomponent\x18\x02 \x01(\tB\x07\x80\x01\x01\xa8\xbb\x18\x01\"L\n\x11WorkflowTaskAdded\x12\x12\n\ntask_index\x18\x01 \x01(\x05\x12#\n\x04task\x18\x02 \x01(\x0b\x32\x15.chatkit_grpc.v1.Task\"N\n\x13WorkflowTaskUpdated\x12\x12\n\ntask_index\x18\x01 \x01(\x05\x12#\n\x04task\x18\x02 \x01(\x0b\x32\x15.chatkit_grpc.v1.Task\"k\n\x15GeneratedImageUpdated\x12.\n\x05image\x18\x01 \x01(\x0b\x32\x1f.chatkit_grpc.v1.GeneratedImage\x12\x15\n\x08progress\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_progress\"L\n\x12StreamOptionsEvent\x12\x36\n\x0estream_options\x18\x01 \x01(\x0b\x32\x1e.chatkit_grpc.v1.StreamOptions\"%\n\rStreamOptions\x12\x14\n\x0c\x61llow_cancel\x18\x01 \x01(\x08\"D\n\x13ProgressUpdateEvent\x12\x11\n\x04icon\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\tB\x03\x80\x01\x01\x42\x07\n\x05_icon\"8\n\x11\x43lientEffectEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x04\x64\x61ta\x18\x02 \x01(\tB\x07\x80\x01\x01\xa8\xbb\x18\x01\"V\n\nErrorEvent\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x19\n\x07message\x18\x02 \x01(\tB\x03\x80\x01\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x61llow_retry\x18\x03 \x01(\x08\x42\n\n\x08_message\"s\n\x0bNoticeEvent\x12+\n\x05level\x18\x01 \x01(\x0e\x32\x1c.chatkit_grpc.v1.NoticeLevel\x12\x14\n\x07message\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x17\n\x05title\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_title*u\n\x0bNoticeLevel\x12\x1c\n\x18NOTICE_LEVEL_UNSPECIFIED\x10\x00\x12\x15\n\x11NOTICE_LEVEL_INFO\x10\x01\x12\x18\n\x14NOTICE_LEVEL_WARNING\x10\x02\x12\x17\n\x13NOTICE_LEVEL_DANGER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63hatkit_grpc/v1/event.proto\x12\x0f\x63hatkit_grpc.v1\x1a\"chatkit_grpc/v1/error_reason.proto\x1a\x1a\x63hatkit_grpc/v1/item.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x1c\x63hatkit_grpc/v1/thread.proto\"\xa5\x08\n\x11ThreadStreamEvent\x12_\n\x13thread_item_updated\x18\x01 \x01(\x0b\x32\'.chatkit_grpc.v1.ThreadItemUpdatedEventB\x17\xa2\xbb\x18\x13thread.item.updatedH\x00\x12Q\n\x0ethread_created\x18\x02 \x01(\x0b\x32#.chatkit_grpc.v1.ThreadCreatedEventB\x12\xa2\xbb\x18\x0ethread.createdH\x00\x12Q\n\x0ethread_updated\x18\x03 \x01(\x0b\x32#.chatkit_grpc.v1.ThreadUpdatedEventB\x12\xa2\xbb\x18\x0ethread.updatedH\x00\x12Y\n\x11thread_item_added\x18\x04 \x01(\x0b\x32%.chatkit_grpc.v1.ThreadItemAddedEventB\x15\xa2\xbb\x18\x11thread.item.addedH\x00\x12V\n\x10thread_item_done\x18\x05 \x01(\x0b\x32$.chatkit_grpc.v1.ThreadItemDoneEventB\x14\xa2\xbb\x18\x10thread.item.doneH\x00\x12_\n\x13thread_item_removed\x18\x06 \x01(\x0b\x32\'.chatkit_grpc.v1.ThreadItemRemovedEventB\x17\xa2\xbb\x18\x13thread.item.removedH\x00\x12\x62\n\x14thread_item_replaced\x18\x07 \x01(\x0b\x32(.chatkit_grpc.v1.ThreadItemReplacedEventB\x18\xa2\xbb\x18\x14thread.item.replacedH\x00\x12Q\n\x0estream_options\x18\x08 \x01(\x0b\x32#.chatkit_grpc.v1.StreamOptionsEventB\x12\xa2\xbb\x18\x0estream_optionsH\x00\x12T\n\x0fprogress_update\x18\t \x01(\x0b\x32$.chatkit_grpc.v1.ProgressUpdateEventB\x13\xa2\xbb\x18\x0fprogress_updateH\x00\x12N\n\rclient_effect\x18\n \x01(\x0b\x32\".chatkit_grpc.v1.ClientEffectEventB\x11\xa2\xbb\x18\rclient_effectH\x00\x12\x37\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x1b.chatkit_grpc.v1.ErrorEventB\t\xa2\xbb\x18\x05\x65rrorH\x00\x12:\n\x06notice\x18\x0c \x01(\x0b\x32\x1c.chatkit_grpc.v1.NoticeEventB\n\xa2\xbb\x18\x06noticeH\x00\x12\x1a\n\x07unknown\x18\x0f \x01(\tB\x07\x80\x01\x01\xb8\xbb\x18\x01H\x00\x42\x07\n\x05\x65vent\"=\n\x12ThreadCreatedEvent\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread\"=\n\x12ThreadUpdatedEvent\x12\'\n\x06thread\x18\x01 \x01(\x0b\x32\x17.chatkit_grpc.v1.Thread\"A\n\x14ThreadItemAddedEvent\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\"@\n\x13ThreadItemDoneEvent\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\")\n\x16ThreadItemRemovedEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\t\"D\n\x17ThreadItemReplacedEvent\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.ThreadItem\"\\\n\x16ThreadItemUpdatedEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x31\n\x06update\x18\x02 \x01(\x0b\x32!.chatkit_grpc.v1.ThreadItemUpdate\"\x8d\n\n\x10ThreadItemUpdate\x12\x99\x01\n)assistant_message_content_part_text_delta\x18\x01 \x01(\x0b\x32\x35.chatkit_grpc.v1.AssistantMessageContentPartTextDeltaB-\xa2\xbb\x18)assistant_message.content_part.text_deltaH\x00\x12\x8b\x01\n$assistant_message_content_part_added\x18\x02 \x01(\x0b\x32\x31.chatkit_grpc.v1.AssistantMessageContentPartAddedB(\xa2\xbb\x18$assistant_message.content_part.addedH\x00\x12\xab\x01\n/assistant_message_content_part_annotation_added\x18\x03 \x01(\x0b\x32;.chatkit_grpc.v1.AssistantMessageContentPartAnnotationAddedB3\xa2\xbb\x18/assistant_message.content_part.annotation_addedH\x00\x12\x88\x01\n#assistant_message_content_part_done\x18\x04 \x01(\x0b\x32\x30.chatkit_grpc.v1.AssistantMessageContentPartDoneB\'\xa2\xbb\x18#assistant_message.content_part.doneH\x00\x12\x82\x01\n!widget_streaming_text_value_delta\x18\x05 \x01(\x0b\x32..chatkit_grpc.v1.WidgetStreamingTextValueDeltaB%\xa2\xbb\x18!widget.streaming_text.value_deltaH\x00\x12Z\n\x13widget_root_updated\x18\x06 \x01(\x0b\x32\".chatkit_grpc.v1.WidgetRootUpdatedB\x17\xa2\xbb\x18\x13widget.root.updatedH\x00\x12i\n\x18widget_component_updated\x18\x07 \x01(\x0b\x32\'.chatkit_grpc.v1.WidgetComponentUpdatedB\x1c\xa2\xbb\x18\x18widget.component.updatedH\x00\x12Z\n\x13workflow_task_added\x18\x08 \x01(\x0b\x32\".chatkit_grpc.v1.WorkflowTaskAddedB\x17\xa2\xbb\x18\x13workflow.task.addedH\x00\x12`\n\x15workflow_task_updated\x18\t \x01(\x0b\x32$.chatkit_grpc.v1.WorkflowTaskUpdatedB\x19\xa2\xbb\x18\x15workflow.task.updatedH\x00\x12\x66\n\x17generated_image_updated\x18\n \x01(\x0b\x32&.chatkit_grpc.v1.GeneratedImageUpdatedB\x1b\xa2\xbb\x18\x17generated_image.updatedH\x00\x12\x1a\n\x07unknown\x18\x0f \x01(\tB\x07\x80\x01\x01\xb8\xbb\x18\x01H\x00\x42\x08\n\x06update\"Q\n$AssistantMessageContentPartTextDelta\x12\x15\n\rcontent_index\x18\x01 \x01(\x05\x12\x12\n\x05\x64\x65lta\x18\x02 \x01(\tB\x03\x80\x01\x01\"t\n AssistantMessageContentPartAdded\x12\x15\n\rcontent_index\x18\x01 \x01(\x05\x12\x39\n\x07\x63ontent\x18\x02 \x01(\x0b\x32(.chatkit_grpc.v1.AssistantMessageContent\"\x8e\x01\n*AssistantMessageContentPartAnnotationAdded\x12\x15\n\rcontent_index\x18\x01 \x01(\x05\x12\x18\n\x10\x61nnotation_index\x18\x02 \x01(\x05\x12/\n\nannotation\x18\x03 \x01(\x0b\x32\x1b.chatkit_grpc.v1.Annotation\"s\n\x1f\x41ssistantMessageContentPartDone\x12\x15\n\rcontent_index\x18\x01 \x01(\x05\x12\x39\n\x07\x63ontent\x18\x02 \x01(\x0b\x32(.chatkit_grpc.v1.AssistantMessageContent\"W\n\x1dWidgetStreamingTextValueDelta\x12\x14\n\x0c\x63omponent_id\x18\x01 \x01(\t\x12\x12\n\x05\x64\x65lta\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\",\n\x11WidgetRootUpdated\x12\x17\n\x06widget\x18\x01 \x01(\tB\x07\x80\x01\x01\xa8\xbb\x18\x01\"J\n\x16WidgetComponentUpdated\x12\x14\n\x0c\x63omponent_id\x18\x01 \x01(\t\x12\x1a\n\tcomponent\x18\x02 \x01(\tB\x07\x80\x01\x01\xa8\xbb\x18\x01\"L\n\x11WorkflowTaskAdded\x12\x12\n\ntask_index\x18\x01 \x01(\x05\x12#\n\x04task\x18\x02 \x01(\x0b\x32\x15.chatkit_grpc.v1.Task\"N\n\x13WorkflowTaskUpdated\x12\x12\n\ntask_index\x18\x01 \x01(\x05\x12#\n\x04task\x18\x02 \x01(\x0b\x32\x15.chatkit_grpc.v1.Task\"k\n\x15GeneratedImageUpdated\x12.\n\x05image\x18\x01 \x01(\x0b\x32\x1f.chatkit_grpc.v1.GeneratedImage\x12\x15\n\x08progress\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_progress\"L\n\x12StreamOptionsEvent\x12\x36\n\x0estream_options\x18\x01 \x01(\x0b\x32\x1e.chatkit_grpc.v1.StreamOptions\"%\n\rStreamOptions\x12\x14\n\x0c\x61llow_cancel\x18\x01 \x01(\x08\"D\n\x13ProgressUpdateEvent\x12\x11\n\x04icon\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\tB\x03\x80\x01\x01\x42\x07\n\x05_icon\"8\n\x11\x43lientEffectEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x04\x64\x61ta\x18\x02 \x01(\tB\x07\x80\x01\x01\xa8\xbb\x18\x01\"\x8a\x01\n\nErrorEvent\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x19\n\x07message\x18\x02 \x01(\tB\x03\x80\x01\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x61llow_retry\x18\x03 \x01(\x08\x12\x32\n\x06reason\x18\x04 \x01(\x0e\x32\x1c.chatkit_grpc.v1.ErrorReasonB\x04\xc8\xbb\x18\x01\x42\n\n\x08_message\"s\n\x0bNoticeEvent\x12+\n\x05level\x18\x01 \x01(\x0e\x32\x1c.chatkit_grpc.v1.NoticeLevel\x12\x14\n\x07message\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x17\n\x05title\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_title*u\n\x0bNoticeLevel\x12\x1c\n\x18NOTICE_LEVEL_UNSPECIFIED\x10\x00\x12\x15\n\x11NOTICE_LEVEL_INFO\x10\x01\x12\x18\n\x14NOTICE_LEVEL_WARNING\x10\x02\x12\x17\n\x13NOTICE_LEVEL_DANGER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -96,60 +97,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLIENTEFFECTEVENT'].fields_by_name['data']._serialized_options = b'\200\001\001\250\273\030\001'
   _globals['_ERROREVENT'].fields_by_name['message']._loaded_options = None
   _globals['_ERROREVENT'].fields_by_name['message']._serialized_options = b'\200\001\001'
+  _globals['_ERROREVENT'].fields_by_name['reason']._loaded_options = None
+  _globals['_ERROREVENT'].fields_by_name['reason']._serialized_options = b'\310\273\030\001'
   _globals['_NOTICEEVENT'].fields_by_name['message']._loaded_options = None
   _globals['_NOTICEEVENT'].fields_by_name['message']._serialized_options = b'\200\001\001'
   _globals['_NOTICEEVENT'].fields_by_name['title']._loaded_options = None
   _globals['_NOTICEEVENT'].fields_by_name['title']._serialized_options = b'\200\001\001'
-  _globals['_NOTICELEVEL']._serialized_start=4351
-  _globals['_NOTICELEVEL']._serialized_end=4468
-  _globals['_THREADSTREAMEVENT']._serialized_start=135
-  _globals['_THREADSTREAMEVENT']._serialized_end=1196
-  _globals['_THREADCREATEDEVENT']._serialized_start=1198
-  _globals['_THREADCREATEDEVENT']._serialized_end=1259
-  _globals['_THREADUPDATEDEVENT']._serialized_start=1261
-  _globals['_THREADUPDATEDEVENT']._serialized_end=1322
-  _globals['_THREADITEMADDEDEVENT']._serialized_start=1324
-  _globals['_THREADITEMADDEDEVENT']._serialized_end=1389
-  _globals['_THREADITEMDONEEVENT']._serialized_start=1391
-  _globals['_THREADITEMDONEEVENT']._serialized_end=1455
-  _globals['_THREADITEMREMOVEDEVENT']._serialized_start=1457
-  _globals['_THREADITEMREMOVEDEVENT']._serialized_end=1498
-  _globals['_THREADITEMREPLACEDEVENT']._serialized_start=1500
-  _globals['_THREADITEMREPLACEDEVENT']._serialized_end=1568
-  _globals['_THREADITEMUPDATEDEVENT']._serialized_start=1570
-  _globals['_THREADITEMUPDATEDEVENT']._serialized_end=1662
-  _globals['_THREADITEMUPDATE']._serialized_start=1665
-  _globals['_THREADITEMUPDATE']._serialized_end=2958
-  _globals['_ASSISTANTMESSAGECONTENTPARTTEXTDELTA']._serialized_start=2960
-  _globals['_ASSISTANTMESSAGECONTENTPARTTEXTDELTA']._serialized_end=3041
-  _globals['_ASSISTANTMESSAGECONTENTPARTADDED']._serialized_start=3043
-  _globals['_ASSISTANTMESSAGECONTENTPARTADDED']._serialized_end=3159
-  _globals['_ASSISTANTMESSAGECONTENTPARTANNOTATIONADDED']._serialized_start=3162
-  _globals['_ASSISTANTMESSAGECONTENTPARTANNOTATIONADDED']._serialized_end=3304
-  _globals['_ASSISTANTMESSAGECONTENTPARTDONE']._serialized_start=3306
-  _globals['_ASSISTANTMESSAGECONTENTPARTDONE']._serialized_end=3421
-  _globals['_WIDGETSTREAMINGTEXTVALUEDELTA']._serialized_start=3423
-  _globals['_WIDGETSTREAMINGTEXTVALUEDELTA']._serialized_end=3510
-  _globals['_WIDGETROOTUPDATED']._serialized_start=3512
-  _globals['_WIDGETROOTUPDATED']._serialized_end=3556
-  _globals['_WIDGETCOMPONENTUPDATED']._serialized_start=3558
-  _globals['_WIDGETCOMPONENTUPDATED']._serialized_end=3632
-  _globals['_WORKFLOWTASKADDED']._serialized_start=3634
-  _globals['_WORKFLOWTASKADDED']._serialized_end=3710
-  _globals['_WORKFLOWTASKUPDATED']._serialized_start=3712
-  _globals['_WORKFLOWTASKUPDATED']._serialized_end=3790
-  _globals['_GENERATEDIMAGEUPDATED']._serialized_start=3792
-  _globals['_GENERATEDIMAGEUPDATED']._serialized_end=3899
-  _globals['_STREAMOPTIONSEVENT']._serialized_start=3901
-  _globals['_STREAMOPTIONSEVENT']._serialized_end=3977
-  _globals['_STREAMOPTIONS']._serialized_start=3979
-  _globals['_STREAMOPTIONS']._serialized_end=4016
-  _globals['_PROGRESSUPDATEEVENT']._serialized_start=4018
-  _globals['_PROGRESSUPDATEEVENT']._serialized_end=4086
-  _globals['_CLIENTEFFECTEVENT']._serialized_start=4088
-  _globals['_CLIENTEFFECTEVENT']._serialized_end=4144
-  _globals['_ERROREVENT']._serialized_start=4146
-  _globals['_ERROREVENT']._serialized_end=4232
-  _globals['_NOTICEEVENT']._serialized_start=4234
-  _globals['_NOTICEEVENT']._serialized_end=4349
+  _globals['_NOTICELEVEL']._serialized_start=4440
+  _globals['_NOTICELEVEL']._serialized_end=4557
+  _globals['_THREADSTREAMEVENT']._serialized_start=171
+  _globals['_THREADSTREAMEVENT']._serialized_end=1232
+  _globals['_THREADCREATEDEVENT']._serialized_start=1234
+  _globals['_THREADCREATEDEVENT']._serialized_end=1295
+  _globals['_THREADUPDATEDEVENT']._serialized_start=1297
+  _globals['_THREADUPDATEDEVENT']._serialized_end=1358
+  _globals['_THREADITEMADDEDEVENT']._serialized_start=1360
+  _globals['_THREADITEMADDEDEVENT']._serialized_end=1425
+  _globals['_THREADITEMDONEEVENT']._serialized_start=1427
+  _globals['_THREADITEMDONEEVENT']._serialized_end=1491
+  _globals['_THREADITEMREMOVEDEVENT']._serialized_start=1493
+  _globals['_THREADITEMREMOVEDEVENT']._serialized_end=1534
+  _globals['_THREADITEMREPLACEDEVENT']._serialized_start=1536
+  _globals['_THREADITEMREPLACEDEVENT']._serialized_end=1604
+  _globals['_THREADITEMUPDATEDEVENT']._serialized_start=1606
+  _globals['_THREADITEMUPDATEDEVENT']._serialized_end=1698
+  _globals['_THREADITEMUPDATE']._serialized_start=1701
+  _globals['_THREADITEMUPDATE']._serialized_end=2994
+  _globals['_ASSISTANTMESSAGECONTENTPARTTEXTDELTA']._serialized_start=2996
+  _globals['_ASSISTANTMESSAGECONTENTPARTTEXTDELTA']._serialized_end=3077
+  _globals['_ASSISTANTMESSAGECONTENTPARTADDED']._serialized_start=3079
+  _globals['_ASSISTANTMESSAGECONTENTPARTADDED']._serialized_end=3195
+  _globals['_ASSISTANTMESSAGECONTENTPARTANNOTATIONADDED']._serialized_start=3198
+  _globals['_ASSISTANTMESSAGECONTENTPARTANNOTATIONADDED']._serialized_end=3340
+  _globals['_ASSISTANTMESSAGECONTENTPARTDONE']._serialized_start=3342
+  _globals['_ASSISTANTMESSAGECONTENTPARTDONE']._serialized_end=3457
+  _globals['_WIDGETSTREAMINGTEXTVALUEDELTA']._serialized_start=3459
+  _globals['_WIDGETSTREAMINGTEXTVALUEDELTA']._serialized_end=3546
+  _globals['_WIDGETROOTUPDATED']._serialized_start=3548
+  _globals['_WIDGETROOTUPDATED']._serialized_end=3592
+  _globals['_WIDGETCOMPONENTUPDATED']._serialized_start=3594
+  _globals['_WIDGETCOMPONENTUPDATED']._serialized_end=3668
+  _globals['_WORKFLOWTASKADDED']._serialized_start=3670
+  _globals['_WORKFLOWTASKADDED']._serialized_end=3746
+  _globals['_WORKFLOWTASKUPDATED']._serialized_start=3748
+  _globals['_WORKFLOWTASKUPDATED']._serialized_end=3826
+  _globals['_GENERATEDIMAGEUPDATED']._serialized_start=3828
+  _globals['_GENERATEDIMAGEUPDATED']._serialized_end=3935
+  _globals['_STREAMOPTIONSEVENT']._serialized_start=3937
+  _globals['_STREAMOPTIONSEVENT']._serialized_end=4013
+  _globals['_STREAMOPTIONS']._serialized_start=4015
+  _globals['_STREAMOPTIONS']._serialized_end=4052
+  _globals['_PROGRESSUPDATEEVENT']._serialized_start=4054
+  _globals['_PROGRESSUPDATEEVENT']._serialized_end=4122
+  _globals['_CLIENTEFFECTEVENT']._serialized_start=4124
+  _globals['_CLIENTEFFECTEVENT']._serialized_end=4180
+  _globals['_ERROREVENT']._serialized_start=4183
+  _globals['_ERROREVENT']._serialized_end=4321
+  _globals['_NOTICEEVENT']._serialized_start=4323
+  _globals['_NOTICEEVENT']._serialized_end=4438
 # @@protoc_insertion_point(module_scope)

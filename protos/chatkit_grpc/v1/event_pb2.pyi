@@ -3,6 +3,7 @@
 isort:skip_file
 What a ChatKit page is told while an answer is made."""
 
+from chatkit_grpc.v1 import error_reason_pb2 as _error_reason_pb2
 from chatkit_grpc.v1 import item_pb2 as _item_pb2
 from chatkit_grpc.v1 import thread_pb2 as _thread_pb2
 from google.protobuf import descriptor as _descriptor
@@ -784,22 +785,26 @@ class ErrorEvent(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     ALLOW_RETRY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """"custom" where the message is for the user, else a code that the page has a text for, such as "stream.error"."""
     message: _builtins.str
     """For the user. Absent: the page's text for the code."""
     allow_retry: _builtins.bool
     """Whether to show Retry."""
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """Why, for a machine. Unspecified where the assistant has given no reason."""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
         message: _builtins.str | None = ...,
         allow_retry: _builtins.bool = ...,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_message", b"_message", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_message", b"_message", "allow_retry", b"allow_retry", "code", b"code", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_message", b"_message", "allow_retry", b"allow_retry", "code", b"code", "message", b"message", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__message: _TypeAlias = _typing.Literal["message"]  # noqa: Y015
     _WhichOneofArgType__message: _TypeAlias = _typing.Literal["_message", b"_message"]  # noqa: Y015

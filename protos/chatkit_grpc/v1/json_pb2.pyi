@@ -57,6 +57,7 @@ RAW_JSON_FIELD_NUMBER: _builtins.int
 REQUIRED_FIELD_NUMBER: _builtins.int
 JSON_UNKNOWN_FIELD_NUMBER: _builtins.int
 MINIMUM_FIELD_NUMBER: _builtins.int
+GRPC_ONLY_FIELD_NUMBER: _builtins.int
 JSON_CONTENT_FIELD_NUMBER: _builtins.int
 JSON_UNWRAP_FIELD_NUMBER: _builtins.int
 JSON_VALUE_FIELD_NUMBER: _builtins.int
@@ -70,6 +71,8 @@ json_unknown: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOpt
 """The case of a oneof that carries, as its JSON text, a value whose "type" or members this schema doesn't know."""
 minimum: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.int]
 """The smallest number that is accepted in a request."""
+grpc_only: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
+"""The field is no part of ChatKit's JSON: only who speaks gRPC sees it."""
 json_content: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.OneofOptions, _builtins.str]
 """The member that holds the fields of the selected case, where they don't stand beside "type". Sample: "params"."""
 json_unwrap: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, _builtins.bool]

@@ -23,17 +23,22 @@ _sym_db = _symbol_database.Default()
 
 
 from chatkit_grpc.v1 import event_pb2 as chatkit__grpc_dot_v1_dot_event__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hatkit_grpc/v1/run.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1b\x63hatkit_grpc/v1/event.proto\"\x92\x01\n\nEventBatch\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\x32\n\x06\x65vents\x18\x03 \x03(\x0b\x32\".chatkit_grpc.v1.ThreadStreamEvent\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunState*\x9f\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x02\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x19\n\x15RUN_STATE_INTERRUPTED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hatkit_grpc/v1/run.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1b\x63hatkit_grpc/v1/event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x01\n\nEventBatch\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\x32\n\x06\x65vents\x18\x03 \x03(\x0b\x32\".chatkit_grpc.v1.ThreadStreamEvent\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunState\"\xa7\x02\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunState\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x65nded_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x1a\n\rlast_sequence\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12/\n\x05usage\x18\x07 \x01(\x0b\x32\x1b.chatkit_grpc.v1.TokenUsageH\x02\x88\x01\x01\x42\x0b\n\t_ended_atB\x10\n\x0e_last_sequenceB\x08\n\x06_usage\"\xa7\x01\n\nTokenUsage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\x05\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x04 \x01(\x03\x12\x15\n\routput_tokens\x18\x05 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cis_estimated\x18\x07 \x01(\x08*\x9f\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x02\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x19\n\x15RUN_STATE_INTERRUPTED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatkit_grpc.v1.run_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNSTATE']._serialized_start=225
-  _globals['_RUNSTATE']._serialized_end=384
-  _globals['_EVENTBATCH']._serialized_start=76
-  _globals['_EVENTBATCH']._serialized_end=222
+  _globals['_RUNSTATE']._serialized_start=726
+  _globals['_RUNSTATE']._serialized_end=885
+  _globals['_EVENTBATCH']._serialized_start=109
+  _globals['_EVENTBATCH']._serialized_end=255
+  _globals['_RUN']._serialized_start=258
+  _globals['_RUN']._serialized_end=553
+  _globals['_TOKENUSAGE']._serialized_start=556
+  _globals['_TOKENUSAGE']._serialized_end=723
 # @@protoc_insertion_point(module_scope)

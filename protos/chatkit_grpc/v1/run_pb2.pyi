@@ -7,6 +7,7 @@ from chatkit_grpc.v1 import event_pb2 as _event_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -99,3 +100,112 @@ class EventBatch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventBatch: _TypeAlias = EventBatch  # noqa: Y015
+
+@_typing.final
+class Run(_message.Message):
+    """A run, without what it said."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Sample: "run_0192f0c1d2e3"."""
+    thread_id: _builtins.str
+    """The thread that it answers on."""
+    state: Global___RunState.ValueType
+    """How far it is."""
+    last_sequence: _builtins.int
+    """The number of its last event. Absent while it is being made."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended. Absent while it is being made."""
+
+    @_builtins.property
+    def usage(self) -> Global___TokenUsage:
+        """What it took. Absent while it is being made, and where no model was called."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+        state: Global___RunState.ValueType = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        last_sequence: _builtins.int | None = ...,
+        usage: Global___TokenUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_last_sequence", b"_last_sequence", "_usage", b"_usage", "created_at", b"created_at", "ended_at", b"ended_at", "last_sequence", b"last_sequence", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_last_sequence", b"_last_sequence", "_usage", b"_usage", "created_at", b"created_at", "ended_at", b"ended_at", "id", b"id", "last_sequence", b"last_sequence", "state", b"state", "thread_id", b"thread_id", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ended_at: _TypeAlias = _typing.Literal["ended_at"]  # noqa: Y015
+    _WhichOneofArgType__ended_at: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at"]  # noqa: Y015
+    _WhichOneofReturnType__last_sequence: _TypeAlias = _typing.Literal["last_sequence"]  # noqa: Y015
+    _WhichOneofArgType__last_sequence: _TypeAlias = _typing.Literal["_last_sequence", b"_last_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__usage: _TypeAlias = _typing.Literal["usage"]  # noqa: Y015
+    _WhichOneofArgType__usage: _TypeAlias = _typing.Literal["_usage", b"_usage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ended_at) -> _WhichOneofReturnType__ended_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_sequence) -> _WhichOneofReturnType__last_sequence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__usage) -> _WhichOneofReturnType__usage | None: ...
+
+Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class TokenUsage(_message.Message):
+    """What an answer took of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    IS_ESTIMATED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model that was called last, by the id that users pick it by. Sample: "gpt-5-mini"."""
+    requests: _builtins.int
+    """How often models were called."""
+    input_tokens: _builtins.int
+    """Tokens that they were told, cached ones included."""
+    cached_input_tokens: _builtins.int
+    """Those of them that the provider had in its cache."""
+    output_tokens: _builtins.int
+    """Tokens that they said, thoughts included."""
+    reasoning_tokens: _builtins.int
+    """Those of them that were thoughts."""
+    is_estimated: _builtins.bool
+    """Whether some of it is estimated, since the provider didn't say, or the answer was stopped before it could."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        cached_input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
+        is_estimated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "input_tokens", b"input_tokens", "is_estimated", b"is_estimated", "model", b"model", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenUsage: _TypeAlias = TokenUsage  # noqa: Y015

@@ -27,7 +27,7 @@ from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 from chatkit_grpc.v1 import run_pb2 as chatkit__grpc_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chatkit_grpc/v1/run_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x19\x63hatkit_grpc/v1/run.proto\"v\n\x10ResumeRunRequest\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x03\x42\x04\xc0\xbb\x18\x00\x42\t\n\x07_run_idB\x0c\n\n_thread_id\"?\n\x11ResumeRunResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"X\n\x10\x43\x61ncelRunRequest\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\t\n\x07_run_idB\x0c\n\n_thread_id\"]\n\x11\x43\x61ncelRunResponse\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunStateB\t\n\x07_run_id\"-\n\x15\x41\x63knowledgeRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x18\n\x16\x41\x63knowledgeRunResponse2\xab\x02\n\nRunService\x12Z\n\tResumeRun\x12!.chatkit_grpc.v1.ResumeRunRequest\x1a\".chatkit_grpc.v1.ResumeRunResponse\"\x04\xe0\xbd\x18\x01\x30\x01\x12X\n\tCancelRun\x12!.chatkit_grpc.v1.CancelRunRequest\x1a\".chatkit_grpc.v1.CancelRunResponse\"\x04\xe0\xbd\x18\x02\x12g\n\x0e\x41\x63knowledgeRun\x12&.chatkit_grpc.v1.AcknowledgeRunRequest\x1a\'.chatkit_grpc.v1.AcknowledgeRunResponse\"\x04\xe0\xbd\x18\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chatkit_grpc/v1/run_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\x1a\x19\x63hatkit_grpc/v1/run.proto\"v\n\x10ResumeRunRequest\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x03\x42\x04\xc0\xbb\x18\x00\x42\t\n\x07_run_idB\x0c\n\n_thread_id\"?\n\x11ResumeRunResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.EventBatch\"%\n\rGetRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"9\n\x0eGetRunResponse\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.chatkit_grpc.v1.Run:\x04\xc0\xbc\x18\x01\"X\n\x10\x43\x61ncelRunRequest\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthread_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\t\n\x07_run_idB\x0c\n\n_thread_id\"]\n\x11\x43\x61ncelRunResponse\x12\x13\n\x06run_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.chatkit_grpc.v1.RunStateB\t\n\x07_run_id\"-\n\x15\x41\x63knowledgeRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x18\n\x16\x41\x63knowledgeRunResponse2\xfc\x02\n\nRunService\x12Z\n\tResumeRun\x12!.chatkit_grpc.v1.ResumeRunRequest\x1a\".chatkit_grpc.v1.ResumeRunResponse\"\x04\xe0\xbd\x18\x01\x30\x01\x12O\n\x06GetRun\x12\x1e.chatkit_grpc.v1.GetRunRequest\x1a\x1f.chatkit_grpc.v1.GetRunResponse\"\x04\xe0\xbd\x18\x01\x12X\n\tCancelRun\x12!.chatkit_grpc.v1.CancelRunRequest\x1a\".chatkit_grpc.v1.CancelRunResponse\"\x04\xe0\xbd\x18\x02\x12g\n\x0e\x41\x63knowledgeRun\x12&.chatkit_grpc.v1.AcknowledgeRunRequest\x1a\'.chatkit_grpc.v1.AcknowledgeRunResponse\"\x04\xe0\xbd\x18\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESUMERUNREQUEST'].fields_by_name['after_sequence']._loaded_options = None
   _globals['_RESUMERUNREQUEST'].fields_by_name['after_sequence']._serialized_options = b'\300\273\030\000'
+  _globals['_GETRUNREQUEST'].fields_by_name['run_id']._loaded_options = None
+  _globals['_GETRUNREQUEST'].fields_by_name['run_id']._serialized_options = b'\260\273\030\001'
+  _globals['_GETRUNRESPONSE']._loaded_options = None
+  _globals['_GETRUNRESPONSE']._serialized_options = b'\300\274\030\001'
   _globals['_ACKNOWLEDGERUNREQUEST'].fields_by_name['run_id']._loaded_options = None
   _globals['_ACKNOWLEDGERUNREQUEST'].fields_by_name['run_id']._serialized_options = b'\260\273\030\001'
   _globals['_RUNSERVICE'].methods_by_name['ResumeRun']._loaded_options = None
   _globals['_RUNSERVICE'].methods_by_name['ResumeRun']._serialized_options = b'\340\275\030\001'
+  _globals['_RUNSERVICE'].methods_by_name['GetRun']._loaded_options = None
+  _globals['_RUNSERVICE'].methods_by_name['GetRun']._serialized_options = b'\340\275\030\001'
   _globals['_RUNSERVICE'].methods_by_name['CancelRun']._loaded_options = None
   _globals['_RUNSERVICE'].methods_by_name['CancelRun']._serialized_options = b'\340\275\030\002'
   _globals['_RUNSERVICE'].methods_by_name['AcknowledgeRun']._loaded_options = None
@@ -48,14 +54,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMERUNREQUEST']._serialized_end=257
   _globals['_RESUMERUNRESPONSE']._serialized_start=259
   _globals['_RESUMERUNRESPONSE']._serialized_end=322
-  _globals['_CANCELRUNREQUEST']._serialized_start=324
-  _globals['_CANCELRUNREQUEST']._serialized_end=412
-  _globals['_CANCELRUNRESPONSE']._serialized_start=414
-  _globals['_CANCELRUNRESPONSE']._serialized_end=507
-  _globals['_ACKNOWLEDGERUNREQUEST']._serialized_start=509
-  _globals['_ACKNOWLEDGERUNREQUEST']._serialized_end=554
-  _globals['_ACKNOWLEDGERUNRESPONSE']._serialized_start=556
-  _globals['_ACKNOWLEDGERUNRESPONSE']._serialized_end=580
-  _globals['_RUNSERVICE']._serialized_start=583
-  _globals['_RUNSERVICE']._serialized_end=882
+  _globals['_GETRUNREQUEST']._serialized_start=324
+  _globals['_GETRUNREQUEST']._serialized_end=361
+  _globals['_GETRUNRESPONSE']._serialized_start=363
+  _globals['_GETRUNRESPONSE']._serialized_end=420
+  _globals['_CANCELRUNREQUEST']._serialized_start=422
+  _globals['_CANCELRUNREQUEST']._serialized_end=510
+  _globals['_CANCELRUNRESPONSE']._serialized_start=512
+  _globals['_CANCELRUNRESPONSE']._serialized_end=605
+  _globals['_ACKNOWLEDGERUNREQUEST']._serialized_start=607
+  _globals['_ACKNOWLEDGERUNREQUEST']._serialized_end=652
+  _globals['_ACKNOWLEDGERUNRESPONSE']._serialized_start=654
+  _globals['_ACKNOWLEDGERUNRESPONSE']._serialized_end=678
+  _globals['_RUNSERVICE']._serialized_start=681
+  _globals['_RUNSERVICE']._serialized_end=1061
 # @@protoc_insertion_point(module_scope)

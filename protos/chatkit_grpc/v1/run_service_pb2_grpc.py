@@ -44,6 +44,11 @@ class RunServiceStub:
                 request_serializer=chatkit__grpc_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
                 response_deserializer=chatkit__grpc_dot_v1_dot_run__service__pb2.ResumeRunResponse.FromString,
                 _registered_method=True)
+        self.GetRun = channel.unary_unary(
+                '/chatkit_grpc.v1.RunService/GetRun',
+                request_serializer=chatkit__grpc_dot_v1_dot_run__service__pb2.GetRunRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_run__service__pb2.GetRunResponse.FromString,
+                _registered_method=True)
         self.CancelRun = channel.unary_unary(
                 '/chatkit_grpc.v1.RunService/CancelRun',
                 request_serializer=chatkit__grpc_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
@@ -74,6 +79,13 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRun(self, request, context):
+        """A run: how far it is, and what it took of which model. A run is kept for a day after its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelRun(self, request, context):
         """Stops a run, and answers once it has ended and what it said is on the thread. Those who watch it see a clean end.
         Stopping a run that has ended, or whatever runs on a thread where nothing does, changes nothing and is no error.
@@ -97,6 +109,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.ResumeRun,
                     request_deserializer=chatkit__grpc_dot_v1_dot_run__service__pb2.ResumeRunRequest.FromString,
                     response_serializer=chatkit__grpc_dot_v1_dot_run__service__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'GetRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRun,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_run__service__pb2.GetRunRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_run__service__pb2.GetRunResponse.SerializeToString,
             ),
             'CancelRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRun,
@@ -141,6 +158,33 @@ class RunService:
             '/chatkit_grpc.v1.RunService/ResumeRun',
             chatkit__grpc_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
             chatkit__grpc_dot_v1_dot_run__service__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatkit_grpc.v1.RunService/GetRun',
+            chatkit__grpc_dot_v1_dot_run__service__pb2.GetRunRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_run__service__pb2.GetRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

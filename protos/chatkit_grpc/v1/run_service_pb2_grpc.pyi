@@ -44,6 +44,8 @@ class RunServiceStub:
     asked for are no longer kept. Where the run failed, the call fails with its status. UNAVAILABLE (RUN_INTERRUPTED)
     where its server lost it, and while this server goes down: call again, after the last event.
     """
+    GetRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]
+    """A run: how far it is, and what it took of which model. A run is kept for a day after its end."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]
     """Stops a run, and answers once it has ended and what it said is on the thread. Those who watch it see a clean end.
     Stopping a run that has ended, or whatever runs on a thread where nothing does, changes nothing and is no error.
@@ -69,6 +71,8 @@ class RunServiceAsyncStub(RunServiceStub):
     asked for are no longer kept. Where the run failed, the call fails with its status. UNAVAILABLE (RUN_INTERRUPTED)
     where its server lost it, and while this server goes down: call again, after the last event.
     """
+    GetRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]  # type: ignore[assignment]
+    """A run: how far it is, and what it took of which model. A run is kept for a day after its end."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]  # type: ignore[assignment]
     """Stops a run, and answers once it has ended and what it said is on the thread. Those who watch it see a clean end.
     Stopping a run that has ended, or whatever runs on a thread where nothing does, changes nothing and is no error.
@@ -97,6 +101,14 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         asked for are no longer kept. Where the run failed, the call fails with its status. UNAVAILABLE (RUN_INTERRUPTED)
         where its server lost it, and while this server goes down: call again, after the last event.
         """
+
+    @_abc_1.abstractmethod
+    def GetRun(
+        self,
+        request: _run_service_pb2.GetRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.GetRunResponse, _abc.Awaitable[_run_service_pb2.GetRunResponse]]:
+        """A run: how far it is, and what it took of which model. A run is kept for a day after its end."""
 
     @_abc_1.abstractmethod
     def CancelRun(

@@ -1,0 +1,29 @@
+"""Languages as browsers name them."""
+
+from __future__ import annotations
+
+import re
+
+_TAG = re.compile(r"[a-zA-Z]{2,3}(-[a-zA-Z0-9]{2,8}){0,3}")
+"""A language tag (RFC 5646). What isn't one may be anything, and goes into no model's instructions."""
+
+
+def preferred_locale(accept_language: str) -> str | None:
+    """The language that a header Accept-Language likes best. Sample: "en;q=0.8, de-AT" gives "de-AT"."""
+    best: tuple[float, str] | None = None
+    for entry in accept_language[:500].split(","):
+        tag, _, parameters = entry.partition(";")
+        quality = _quality(parameters)
+        if _TAG.fullmatch(tag := tag.strip()) and quality > (best[0] if best else 0.0):
+            best = (quality, tag)
+    return best[1] if best else None
+
+
+def _quality(parameters: str) -> float:
+    name, _, value = parameters.strip().partition("=")
+    if not parameters.strip():
+        return 1.0
+    try:
+        return float(value) if name.strip() == "q" else 0.0
+    except ValueError:
+        return 0.0
