@@ -45,7 +45,7 @@ from server.models import OpenModel, OpenModels, open_models
 from server.secret_guard import without_secrets
 from server.settings import Settings
 from server.showcase_actions import answer_action, answer_sync_action
-from server.team import ChatAgent, make_team
+from server.team import ChatAgent, Team, make_team
 from server.titles import make_title
 
 _AGENT = "agent"
@@ -99,8 +99,13 @@ class _Turn:
     tool: str | None
 
 
-def create_assistant(store: Store[RequestContext], settings: Settings | None = None) -> Assistant:
-    """The assistant, with the models that the settings choose; without settings, with those of the environment."""
+def create_assistant(
+    store: Store[RequestContext], settings: Settings | None = None, *, team: Team | None = None
+) -> Assistant:
+    """The assistant, with the models that the settings choose; without settings, with those of the environment.
+
+    team: agents of one's own.
+    """
     settings = settings or Settings.from_env()
     patience = Patience(
         settings.model_first_token_seconds, settings.model_token_seconds, retries=settings.model_retries
@@ -111,22 +116,29 @@ def create_assistant(store: Store[RequestContext], settings: Settings | None = N
         answer_seconds=settings.answer_seconds,
         titles=settings.thread_titles,
     )
-    return Assistant(store, open_models(choose_models(settings), patience), options)
+    return Assistant(store, open_models(choose_models(settings), patience), options, team)
 
 
 class Assistant(ChatKitServer[RequestContext]):
     """Answers with agents of the Agents SDK, which are told what was said and done in the thread before.
 
     models: the models that answer. The assistant closes them.
+    team: the agents that answer; without them, those of server/team.py.
     """
 
-    def __init__(self, store: Store[RequestContext], models: OpenModels, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        store: Store[RequestContext],
+        models: OpenModels,
+        options: Options | None = None,
+        team: Team | None = None,
+    ) -> None:
         super().__init__(store)
         self.models = models
         self._options = options or Options()
         self._converter = HistoryConverter()
-        self._shows_off = any(model.choice.kind == "offline" for model in models)
-        self._team = make_team(asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off)
+        self._shows_off = team is None and any(model.choice.kind == "offline" for model in models)
+        self._team = team or make_team(asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off)
 
     async def aclose(self) -> None:
         """Close the connections to the models."""

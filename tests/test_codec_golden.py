@@ -211,7 +211,7 @@ def _fields_of(descriptor: Descriptor, seen: set[str]) -> Iterator[FieldDescript
         return
     seen.add(descriptor.full_name)
     for field in descriptor.fields:
-        if field.GetOptions().Extensions[options.json_unknown]:
+        if field.GetOptions().Extensions[options.json_unknown] or field.GetOptions().Extensions[options.grpc_only]:
             continue
         if not descriptor.GetOptions().map_entry:
             yield field
