@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from chatkit_grpc.environment import BRIDGE_LISTEN, Address, Environment, SettingsError
 from chatkit_grpc.process import WITH_PARENT, bound_socket, refuse
 
-from server.model_choice import choose_model
+from server.model_choice import choose_models
 from server.settings import Settings
 
 _START_LIMIT = 90.0
@@ -192,8 +192,8 @@ _DEVELOPMENT_NOTE = """  Anybody who can reach it and has no token is the first 
 def _model(settings: Settings) -> str:
     if settings.chatkit_server != Settings().chatkit_server:
         return f"up to {settings.chatkit_server} (CHATKIT_SERVER)"
-    chosen = choose_model(settings)
-    return f"{chosen.label}. {chosen.how_to_change}"
+    chosen = choose_models(settings)
+    return f"{', '.join(model.label for model in chosen)}. {chosen[0].how_to_change}"
 
 
 def _say(text: str) -> None:

@@ -72,8 +72,8 @@ class Patience:
 class PatientModel(Model):
     """A model of the Agents SDK whose calls fail with ModelFailureError and nothing else of the model's own.
 
-    The client of the provider asks again by itself after a 429 or 5xx, as its headers say; here that is done after a
-    stream that broke before its first token.
+    It is asked again after a failure that may pass, when the provider says, but only as long as it has said nothing and
+    within the time that it has for its first token.
     """
 
     def __init__(self, model: Model, patience: Patience) -> None:
@@ -92,27 +92,42 @@ class PatientModel(Model):
 
     async def stream_response(self, *call: Any, **more: Any) -> AsyncIterator[TResponseStreamEvent]:
         """The answer token by token."""
+        deadline = _now() + self._patience.first_token
         for attempt in count(1):
             has_begun = False
             try:
-                async with aclosing(self._attempt(*call, **more)) as events:
+                async with aclosing(self._attempt(deadline, *call, **more)) as events:
                     async for event in events:
                         has_begun = True
                         yield event
                 return
             except ModelFailureError as failure:
-                if has_begun or not failure.may_pass or attempt > self._patience.retries:
+                pause = None if has_begun else self._pause_after(failure, attempt, deadline)
+                if pause is None:
                     # The error's own text may quote the conversation: only its kind is logged.
                     logger.warning("the model failed: %s (%s)", failure.message, type(failure.__cause__).__name__)
                     raise
                 logger.info("the model is asked again: %s (%s)", failure.message, type(failure.__cause__).__name__)
-            await asyncio.sleep(_pause_after(attempt))
+            await asyncio.sleep(pause)
 
-    async def _attempt(self, *call: Any, **more: Any) -> AsyncGenerator[TResponseStreamEvent, None]:
+    def _pause_after(self, failure: ModelFailureError, attempt: int, deadline: float) -> float | None:
+        """Seconds until the model is asked again; None where it isn't."""
+        if not failure.may_pass or attempt > self._patience.retries:
+            return None
+        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
+        pause *= random.uniform(0.5, 1)  # noqa: S311 # so that those who failed together don't try together
+        if isinstance(failure.__cause__, Exception):
+            request = ModelRetryAdviceRequest(failure.__cause__, attempt, stream=True)
+            advice = self._model.get_retry_advice(request)
+            if advice is not None and advice.retry_after is not None:
+                pause = advice.retry_after
+        return pause if _now() + pause < deadline else None
+
+    async def _attempt(self, deadline: float, *call: Any, **more: Any) -> AsyncGenerator[TResponseStreamEvent, None]:
         held: list[TResponseStreamEvent] = []
         is_held = True
         has_answered = is_complete = False
-        async with aclosing(self._in_time(*call, **more)) as events:
+        async with aclosing(self._in_time(deadline, *call, **more)) as events:
             async for event in events:
                 _check(event)
                 match event:
@@ -134,18 +149,16 @@ class PatientModel(Model):
         if not is_complete:
             raise ModelFailureError(STOPPED_TALKING if has_answered or not is_held else NO_ANSWER, may_pass=True)
 
-    async def _in_time(self, *call: Any, **more: Any) -> AsyncGenerator[TResponseStreamEvent, None]:
+    async def _in_time(self, deadline: float, *call: Any, **more: Any) -> AsyncGenerator[TResponseStreamEvent, None]:
         """The model's events, or a failure where one comes too late."""
         events = cast(
             "AsyncGenerator[TResponseStreamEvent, None]",
             self._model.stream_response(*call, **more),
         )
         has_spoken = False
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._patience.first_token
         try:
             while True:
-                seconds = self._patience.token if has_spoken else max(0.0, deadline - clock())
+                seconds = self._patience.token if has_spoken else max(0.0, deadline - _now())
                 async with asyncio.timeout(seconds):
                     event = await anext(events, None)
                 if event is None:
@@ -208,6 +221,5 @@ def _too_late(words: str) -> ModelFailureError:
     return ModelFailureError(words, reasons.ERROR_REASON_MODEL_TIMEOUT)
 
 
-def _pause_after(attempt: int) -> float:
-    longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
-    return longest * random.uniform(0.5, 1)  # noqa: S311 # so that those who failed together don't try together
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -70,7 +70,7 @@ def choose_models(settings: Settings) -> tuple[ModelChoice, ...]:
         ModelChoice(
             model.provider,
             "the offline stand-in" if model.provider == "offline" else model.model or model.id,
-            f"{FILE_HINT} {settings.models}",
+            f"{FILE_HINT} {settings.models}.",
             model.base_url,
             model.api_key or _NO_KEY,
             model.id,

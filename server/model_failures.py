@@ -85,11 +85,11 @@ def _failure_of_status(status: int) -> ModelFailureError:
                 "The model that this server asks for was not found. Please tell whoever runs this server."
             )
         case 408 | 504:
-            return ModelFailureError(TOO_LATE, reasons.ERROR_REASON_MODEL_TIMEOUT)
+            return ModelFailureError(TOO_LATE, reasons.ERROR_REASON_MODEL_TIMEOUT, may_pass=True)
         case 429:
             words = "The model is busy, or its quota is used up. Please try again in a moment."
-            return ModelFailureError(words, reasons.ERROR_REASON_MODEL_BUSY)
+            return ModelFailureError(words, reasons.ERROR_REASON_MODEL_BUSY, may_pass=True)
         case _ if status >= 500:
-            return ModelFailureError("The model's server failed. Please try again in a moment.")
+            return ModelFailureError("The model's server failed. Please try again in a moment.", may_pass=True)
         case _:
             return ModelFailureError(f"The model did not accept the request (status {status}).")

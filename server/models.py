@@ -73,7 +73,7 @@ def open_model(choice: ModelChoice, patience: Patience = Patience()) -> OpenMode
         api_key=choice.api_key,
         base_url=choice.base_url,
         timeout=openai.Timeout(patience.first_token, connect=min(_CONNECT_SECONDS, patience.first_token)),
-        max_retries=patience.retries,
+        max_retries=0,  # that is PatientModel's business
     )
     if choice.kind == "responses":
         return OpenModel(PatientModel(ResponsesModel(choice.name, client), patience), choice, client)

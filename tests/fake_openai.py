@@ -49,9 +49,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """A status instead of an answer, each time that the client tries again too."""
+    """A status instead of an answer, each time that the client tries again too; and in how many seconds that may be."""
 
     status: int
+    retry_after: float = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class FakeOpenAI:
 
     async def _answer(self, writer: asyncio.StreamWriter, step: Step, path: str, *, wants_usage: bool) -> None:
         if isinstance(step, Fail):
-            await self._send_failure(writer, step.status)
+            await self._send_failure(writer, step)
             return
         if step == Misbehave("hang"):
             await asyncio.Event().wait()
@@ -177,11 +178,11 @@ class FakeOpenAI:
             self.tokens_sent += is_token
         await _send(writer, "")
 
-    async def _send_failure(self, writer: asyncio.StreamWriter, status: int) -> None:
+    async def _send_failure(self, writer: asyncio.StreamWriter, step: Fail) -> None:
         body = json.dumps({"error": {"message": "secret words of the provider", "type": "x", "code": None}}).encode()
-        # The client tries again; retry-after-ms keeps the tests from waiting for it.
         writer.write(
-            f"HTTP/1.1 {status} No\r\ncontent-type: application/json\r\nretry-after-ms: 1\r\n"
+            f"HTTP/1.1 {step.status} No\r\ncontent-type: application/json\r\n"
+            f"retry-after-ms: {step.retry_after * 1000}\r\n"
             f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode()
         )
         writer.write(body)

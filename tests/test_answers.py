@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -176,6 +177,17 @@ async def test_a_model_that_failed_after_its_first_token_is_not_asked_again(data
         events = await talk.ask(say("Hi"))
         assert events[-1]["type"] == "error"
         assert len(talk.fake.requests) == 1
+
+
+async def test_a_model_that_says_when_is_asked_then_or_not_at_all(database_url: str) -> None:
+    patient = replace(PLAIN, model_retries=1, model_first_token_seconds=5)
+    async with talk_with(database_url, Fail(429, retry_after=1), Say(text="Well"), settings=patient) as talk:
+        started = asyncio.get_running_loop().time()
+        assert texts(await talk.ask(say("Hi"))) == ["Well"]
+        assert 1 <= asyncio.get_running_loop().time() - started < 4
+        talk.fake.then(Fail(429, retry_after=3600), Say())
+        assert "busy" in (await talk.ask(say("Hi")))[-1]["message"]
+        assert len(talk.fake.requests) == 3
 
 
 async def test_an_answer_that_takes_too_long_altogether_is_ended(database_url: str) -> None:
