@@ -19,9 +19,11 @@ from server.context import RequestContext
 _KEY = "_chatkit_grpc.agent_record"
 _LONGEST_OUTPUT = 32_000
 """Characters of a tool's output that are kept: the model has drawn its conclusions from the rest."""
+_STOPPED = "(It was stopped before it ended; whether it did anything is not known.)"
+"""The output of a call that has none: models refuse a call without."""
 
 Call = dict[str, Any]
-"""An input item of the Agents SDK: a `function_call`, or a `function_call_output`."""
+"""A call as it is kept: `call_id`, `name`, `arguments` (JSON) and `output` (text)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,9 @@ class Remembered:
 
 
 class AgentRecord:
-    """The calls of one answer that are still to be stored.
-
-    last_item: the id of the item that was stored last.
-    """
+    """The calls of one answer that are still to be stored, in their order."""
 
     def __init__(self) -> None:
-        self.last_item: str | None = None
         self._calls: list[Call] = []
 
     @classmethod
@@ -50,52 +48,70 @@ class AgentRecord:
 
     def note(self, item: RunItem) -> None:
         """Take down what the agent did."""
-        call = _portable(item.to_input_item())
-        if call is not None:
-            self._calls.append(call)
+        match item.to_input_item():
+            case {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}:
+                self._calls.append({"call_id": call_id, "name": name, "arguments": arguments})
+            case {"type": "function_call_output", "call_id": call_id, "output": output}:
+                self._answer(str(call_id), _text_of(output))
 
     def done(self) -> list[Call]:
-        """All up to the last call, where each has its output: one without is refused by every model."""
-        called = {call["call_id"] for call in self._calls if call["type"] == "function_call"}
-        answered = {call["call_id"] for call in self._calls if call["type"] == "function_call_output"}
-        return list(self._calls) if called == answered else []
+        """The calls that have their outputs."""
+        return [call for call in self._calls if "output" in call]
 
-    def was_stored(self, count: int, item_id: str) -> None:
-        """So many calls are in the database, and so is an item."""
-        del self._calls[:count]
-        self.last_item = item_id
+    def end(self) -> None:
+        """The answer has ended: no output comes any more."""
+        for call in self._calls:
+            call.setdefault("output", _STOPPED)
+
+    def were_stored(self, calls: list[Call]) -> None:
+        """These are in the database."""
+        self._calls = [call for call in self._calls if not any(call is stored for stored in calls)]
+
+    def _answer(self, call_id: str, output: str) -> None:
+        # Some servers number their calls anew for each answer: the first that waits is the one that is meant.
+        for call in self._calls:
+            if call["call_id"] == call_id and "output" not in call:
+                call["output"] = output
+                return
+
+
+class KnownCalls:
+    """The calls that a model is told, each once and under an id of its own."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._client_tools: set[str] = set()
+
+    def add_client_tool(self, call_id: str) -> None:
+        """A call that is an item of the thread itself, with what the page answered."""
+        self._client_tools.add(call_id)
+
+    def inputs(self, record: Iterable[Call]) -> Iterator[TResponseInputItem]:
+        """The input items of a record: each call, then its output."""
+        before: Call | None = None
+        for call in record:
+            # A statement whose answer got lost may have been made twice.
+            if call["call_id"] not in self._client_tools and call != before:
+                call_id = self._unused(call["call_id"])
+                yield {
+                    "type": "function_call",
+                    "call_id": call_id,
+                    "name": call["name"],
+                    "arguments": call["arguments"],
+                }
+                yield {"type": "function_call_output", "call_id": call_id, "output": call["output"]}
+            before = call
+
+    def _unused(self, call_id: str) -> str:
+        unused = call_id if call_id not in self._ids else f"{call_id}-{len(self._ids)}"
+        self._ids.add(unused)
+        return unused
 
 
 def record_of(context: RequestContext) -> AgentRecord | None:
     """The record of the answer that a context belongs to."""
     record: AgentRecord | None = context.get(_KEY)
     return record
-
-
-def pairs_of(calls: Iterable[Call], known: set[str]) -> Iterator[Call]:
-    """Calls with their outputs, without those that are known already; what is given is known from then on.
-
-    A statement whose answer got lost may have been made twice.
-    """
-    listed = list(calls)
-    outputs = {call["call_id"]: call for call in listed if call["type"] == "function_call_output"}
-    for call in listed:
-        call_id = call["call_id"]
-        if call["type"] == "function_call" and call_id in outputs and call_id not in known:
-            known.add(call_id)
-            yield call
-            yield outputs[call_id]
-
-
-def _portable(item: TResponseInputItem) -> Call | None:
-    """A call, or its output, as any model takes it, also another one than made it. None for anything else."""
-    match item:
-        case {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}:
-            return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
-        case {"type": "function_call_output", "call_id": call_id, "output": output}:
-            return {"type": "function_call_output", "call_id": call_id, "output": _text_of(output)}
-        case _:
-            return None
 
 
 def _text_of(output: Any) -> str:

@@ -29,7 +29,7 @@ from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from server.agent_record import AgentRecord
 from server.context import RequestContext
 from server.model_failures import TOO_LATE, ModelFailureError
-from server.token_estimate import tokens_in, tokens_in_text
+from server.token_estimate import tokens_in, tokens_in_bytes
 from server.usage import count_run
 
 logger = logging.getLogger(__name__)
@@ -66,42 +66,50 @@ async def stream_answer(
             agent_context, cast("RunResultStreaming", run), converter=converter or ResponseStreamConverter()
         ),
     )
-    finished = False
-    streamed = 0
+    finished = failed = False
+    usage = result.context_wrapper.usage
+    told, streamed = 0, 0
     try:
         async for event in sdk_events:
-            streamed += _length_of(event)
+            if usage.total_tokens != told:
+                # What was said before is in what the model says it took.
+                told, streamed = usage.total_tokens, 0
+            streamed += _bytes_of(event)
             for repaired in ids.repair(event):
                 yield repaired
-        if run.is_late:
-            raise ModelFailureError(TOO_LATE, reasons.ERROR_REASON_MODEL_TIMEOUT)
+        run.check_time()
         finished = True
+    except Exception:
+        failed = True
+        raise
     finally:
         run.has_ended()
         if not finished:
             await _abandon(run, sdk_events, agent_context)
-        _count_tokens(result, agent_context, streamed, finished=finished)
+        # What failed before it said anything cost nothing.
+        if not failed or streamed or usage.requests:
+            _count_tokens(result, agent_context, streamed, is_told=finished or (failed and not streamed))
 
 
 def _count_tokens(
-    result: RunResultStreaming, agent_context: AgentContext[Any], streamed: int, *, finished: bool
+    result: RunResultStreaming, agent_context: AgentContext[Any], streamed: int, *, is_told: bool
 ) -> None:
     """Tell the request's context how many tokens the run took.
 
     A model says so at the end of its answer. Where it was stopped before, or doesn't say, they are estimated, so that
     whoever stops each answer doesn't get them for nothing.
 
-    streamed: how many characters it said.
+    streamed: how many bytes it said that it hasn't told of. is_told: whether it has told of all where it tells at all.
     """
     request_context = agent_context.request_context
     if not isinstance(request_context, RequestContext):
         return
     usage = result.context_wrapper.usage
-    if finished and usage.total_tokens:
+    if is_told and usage.total_tokens:
         count_run(request_context, usage)
         return
-    told = tokens_in_text(result.input) if isinstance(result.input, str) else tokens_in(result.input)
-    count_run(request_context, usage, estimated_input=told, estimated_output=tokens_in_text("x" * streamed))
+    told = tokens_in([{"content": result.input}] if isinstance(result.input, str) else result.input)
+    count_run(request_context, usage, estimated_input=told, estimated_output=tokens_in_bytes(streamed))
 
 
 async def _abandon(
@@ -123,7 +131,7 @@ class _OwnedRun:
     """
 
     def __init__(self, result: RunResultStreaming, record: AgentRecord | None, seconds: float | None) -> None:
-        self.is_late = False
+        self._is_late = False
         self._result = result
         self._record = record
         self._events = cast("AsyncGenerator[StreamEvent, None]", result.stream_events())
@@ -149,8 +157,13 @@ class _OwnedRun:
         return event
 
     def _be_late(self) -> None:
-        self.is_late = True
+        self._is_late = True
         self.cancel()
+
+    def check_time(self) -> None:
+        """Raise ModelFailureError where the run was ended since it took too long."""
+        if self._is_late:
+            raise ModelFailureError(TOO_LATE, reasons.ERROR_REASON_MODEL_TIMEOUT)
 
     def cancel(self) -> None:
         """Stop the model and the tools, which also ends the wait for their next event. Returns at once."""
@@ -172,9 +185,10 @@ class _OwnedRun:
         await self._events.aclose()
 
 
-def _length_of(event: ThreadStreamEvent) -> int:
+def _bytes_of(event: ThreadStreamEvent) -> int:
     update = event.update if isinstance(event, ThreadItemUpdatedEvent) else None
-    return len(update.delta) if isinstance(update, AssistantMessageContentPartTextDelta) else 0
+    is_text = isinstance(update, AssistantMessageContentPartTextDelta)
+    return len(update.delta.encode(errors="replace")) if is_text else 0  # type: ignore[union-attr] # as just asked
 
 
 def _fetch_exception(task: asyncio.Task[StreamEvent]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
 import openai
-from agents import AgentsException, InputGuardrailTripwireTriggered, ModelSettings, RunConfig, Runner
+from agents import AgentsException, RunConfig, Runner
 from chatkit.actions import Action
 from chatkit.agents import AgentContext
 from chatkit.errors import CustomStreamError
@@ -20,37 +22,34 @@ from chatkit.types import (
     FeedbackKind,
     InferenceOptions,
     ProgressUpdateEvent,
+    SDKHiddenContextItem,
     SyncCustomActionResponse,
-    ThreadItem,
     ThreadItemDoneEvent,
-    ThreadItemReplacedEvent,
     ThreadMetadata,
     ThreadStreamEvent,
+    UserMessageInput,
     UserMessageItem,
     WidgetItem,
 )
-from chatkit_grpc.errors import ValidationError
+from chatkit_grpc.errors import DatabaseError
 
 from server.agent_record import AgentRecord
 from server.agent_stream import stream_answer
 from server.context import RequestContext
 from server.hand_over import HandOvers
-from server.history import HistoryConverter, load_model_input
+from server.history import HistoryConverter, last_message, load_model_input
 from server.item_text import text_of
 from server.left_behind import close_left_behind
 from server.model_calls import Patience
 from server.model_choice import choose_models
 from server.model_failures import NO_ANSWER, ModelFailureError, failure_of
-from server.models import OpenModel, OpenModels, open_models
+from server.models import OpenModels, open_models
 from server.secret_guard import without_secrets
 from server.settings import Settings
 from server.showcase_actions import answer_action, answer_sync_action
-from server.team import ChatAgent, Team, make_team
-from server.titles import make_title
-
-_AGENT = "agent"
-"""Where a thread's metadata keep who answers on it."""
-_NO_OPTIONS = InferenceOptions()
+from server.team import Team, make_team
+from server.titles import first_words, make_title
+from server.turns import PickedModel, Turn, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +62,6 @@ class KeepsFeedback(Protocol):
         self, thread_id: str, item_ids: list[str], kind: FeedbackKind, context: RequestContext
     ) -> None:
         """Keep what the user thinks of some items."""
-
-
-@runtime_checkable
-class SavesAgentRecord(Protocol):
-    """A store that has a place for what an agent did after the last item."""
-
-    async def save_agent_record(self, thread_id: str, record: AgentRecord, context: RequestContext) -> None:
-        """Write what isn't written yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +79,6 @@ class Options:
     context_tokens: int = 32_000
     answer_seconds: float = 600.0
     titles: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """Who answers: the model, the agent, and the tool that it must use first, if any."""
-
-    model: OpenModel
-    agent: ChatAgent
-    tool: str | None
 
 
 def create_assistant(
@@ -137,8 +119,11 @@ class Assistant(ChatKitServer[RequestContext]):
         self.models = models
         self._options = options or Options()
         self._converter = HistoryConverter()
-        self._shows_off = team is None and any(model.choice.kind == "offline" for model in models)
-        self._team = team or make_team(asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off)
+        # Its tools are for trying out: no real model is given them.
+        self._shows_off = team is None and all(model.choice.kind == "offline" for model in models)
+        team = team or make_team(asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off)
+        self._turns = Turns(models, team)
+        self._default_agent = team.default
 
     async def aclose(self) -> None:
         """Close the connections to the models."""
@@ -146,12 +131,16 @@ class Assistant(ChatKitServer[RequestContext]):
 
     def check_options(self, options: InferenceOptions) -> None:
         """Refuse a message whose user has picked what isn't there. Raises ValidationError, which lists what is."""
-        where = "$.params.input.inference_options"
-        if self.models.find(options.model) is None:
-            raise ValidationError.at(f"{where}.model", f"expected one of: {', '.join(self.models.ids)}")
-        choice = options.tool_choice
-        if choice is not None and choice.id not in self._team.choices:
-            raise ValidationError.at(f"{where}.tool_choice.id", f"expected one of: {', '.join(self._team.choices)}")
+        self._turns.check(options)
+
+    async def _build_user_message_item(
+        self,
+        input: UserMessageInput,  # noqa: A002 # the SDK's name
+        thread: ThreadMetadata,
+        context: RequestContext,
+    ) -> UserMessageItem:
+        # Before it is stored, or logged, or shown to other pages.
+        return without_secrets(await super()._build_user_message_item(input, thread, context), context)
 
     async def respond(
         self,
@@ -160,80 +149,67 @@ class Assistant(ChatKitServer[RequestContext]):
         context: RequestContext,
     ) -> AsyncIterator[ThreadStreamEvent]:
         """Stream the answer to what was said last. A failure of the model is raised as ModelFailureError."""
-        turn = self._choose(thread, input_user_message)
+        message = input_user_message or await last_message(self.store, thread.id, context)
+        turn = self._turns.choose(thread, message, is_new=input_user_message is not None)
         max_tokens = turn.model.choice.context_tokens or self._options.context_tokens
-        items, told = await load_model_input(self.store, thread.id, context, self._converter, max_tokens)
-        if input_user_message is None:
-            turn = self._choose(thread, _last_message(items))
-        else:
-            for closed in close_left_behind(items):
+        recent, told = await load_model_input(self.store, thread.id, context, self._converter, max_tokens)
+        if input_user_message is not None:
+            for closed in close_left_behind(recent):
                 yield closed
-        if turn.agent is not self._team.default:
+        if turn.agent.name != self._default_agent.name:
             yield ProgressUpdateEvent(icon="agent", text=f"{turn.agent.name} is answering …")
         said: list[str] = []
-        async with aclosing(self._answer(thread, turn, told, input_user_message, context)) as events:
+        async with aclosing(self._answer(thread, turn, told, context)) as events:
             async for event in events:
                 if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
                     said.append(text_of(event.item))
                 yield event
         if self._options.titles and thread.title is None and input_user_message is not None:
-            thread.title = await make_title(turn.model, text_of(input_user_message), "\n".join(said), context)
+            thread.title = await self._title(turn, text_of(input_user_message), "\n".join(said), context)
 
     async def _answer(
-        self,
-        thread: ThreadMetadata,
-        turn: _Turn,
-        told: list[Any],
-        message: UserMessageItem | None,
-        context: RequestContext,
+        self, thread: ThreadMetadata, turn: Turn, told: list[Any], context: RequestContext
     ) -> AsyncGenerator[ThreadStreamEvent, None]:
         agent_context: AgentContext[Any] = AgentContext(thread=thread, store=self.store, request_context=context)
         record = AgentRecord.begin(context)
         context.usage.model = turn.model.choice.id
-        result = Runner.run_streamed(
-            turn.agent, told, context=agent_context, hooks=HandOvers(), run_config=_config(turn)
-        )
-        has_answered = False
+        # Traces would go to OpenAI, whichever model answers.
+        config = RunConfig(model_provider=PickedModel(self.models, turn.model), tracing_disabled=True)
+        result = Runner.run_streamed(turn.agent, told, context=agent_context, hooks=HandOvers(), run_config=config)
+        failure: CustomStreamError | None = None
+        has_answered, last_item = False, None
         try:
             answer = stream_answer(agent_context, result, record=record, seconds=self._options.answer_seconds)
             async with aclosing(answer) as events:
                 async for event in events:
                     has_answered = True
+                    if isinstance(event, ThreadItemDoneEvent):
+                        last_item = event.item
                     yield event
-        except InputGuardrailTripwireTriggered as error:
-            if message is not None and (clean := without_secrets(message)) != message:
-                yield ThreadItemReplacedEvent(item=clean)
-            raise failure_of(error) from None
-        except (openai.OpenAIError, AgentsException) as error:
-            if isinstance(error.__cause__, CustomStreamError):
-                raise error.__cause__ from None  # a tool's own words for the user
-            # Its text may quote the conversation: only its kind is logged.
-            logger.warning("the answer failed: %s", type(error).__name__)
-            raise failure_of(error) from error
+        except (openai.OpenAIError, AgentsException, CustomStreamError) as error:
+            failure = _told_failure(error)
+        finally:
+            # Where the answer is stopped, the core stores an item, and with it what was called.
+            record.end()
+        self._turns.remember(thread, turn, result.last_agent)
+        if record.done():
+            # Nothing came after these calls that they could be stored with: so it is the last item once more, or one of
+            # its own.
+            item = last_item if last_item is not None and failure is None else _bearer(agent_context, failure)
+            with _kept_for_the_answers_sake():
+                await self.store.add_thread_item(thread.id, item, context)
+        if failure is not None:
+            raise failure
         if not has_answered:
             raise ModelFailureError(NO_ANSWER)
-        if isinstance(self.store, SavesAgentRecord):
-            await self.store.save_agent_record(thread.id, record, context)
-        if (agent_id := self._team.id_of(result.last_agent)) != self._team.id_of(turn.agent):
-            thread.metadata[_AGENT] = agent_id
 
-    def _choose(self, thread: ThreadMetadata, message: UserMessageItem | None) -> _Turn:
-        """Who answers a message: whom it chooses, or else who answers on the thread since the last hand-over.
-
-        Raises CustomStreamError for a model that isn't there any more.
-        """
-        options = message.inference_options if message else _NO_OPTIONS
-        model = self.models.find(options.model)
-        if model is None:
-            raise CustomStreamError(
-                f"The model of this message isn't there any more. There are: {', '.join(self.models.ids)}."
-            )
-        chosen = options.tool_choice.id if options.tool_choice else None
-        if agent := self._team.find(chosen):
-            return _Turn(model, agent, None)
-        if chosen in self._team.choices:
-            return _Turn(model, self._team.default, chosen)
-        return _Turn(model, self._team.find(thread.metadata.get(_AGENT)) or self._team.default, None)
+    async def _title(self, turn: Turn, question: str, answer: str, context: RequestContext) -> str | None:
+        try:
+            return await make_title(turn.model, question, answer, context, asks_for_usage=self._options.asks_for_usage)
+        except asyncio.CancelledError:
+            # The answer is complete: whoever says the next thing hasn't stopped it, and the model must not be told so.
+            # Nothing is left to do for the run but to end.
+            return first_words(question)
 
     async def add_feedback(
         self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: RequestContext
@@ -261,11 +237,31 @@ class Assistant(ChatKitServer[RequestContext]):
         return await answer_sync_action(self.store, action, sender, context)
 
 
-def _config(turn: _Turn) -> RunConfig:
-    # Traces would go to OpenAI, whichever model answers.
-    config = RunConfig(model=turn.model.model, tracing_disabled=True)
-    return replace(config, model_settings=ModelSettings(tool_choice=turn.tool)) if turn.tool else config
+def _told_failure(error: Exception) -> CustomStreamError:
+    """What the user is told of what an answer failed with: a tool's own words where it has some."""
+    if isinstance(error, CustomStreamError):
+        return error
+    if isinstance(error.__cause__, CustomStreamError):
+        return error.__cause__
+    # Its text may quote the conversation: only its kind is logged.
+    logger.warning("the answer failed: %s", type(error).__name__)
+    return failure_of(error)
 
 
-def _last_message(items: Sequence[ThreadItem]) -> UserMessageItem | None:
-    return next((item for item in reversed(items) if isinstance(item, UserMessageItem)), None)
+@contextmanager
+def _kept_for_the_answers_sake() -> Iterator[None]:
+    """Let an answer that is said and stored stand, though what was called for it can't be stored."""
+    try:
+        yield
+    except DatabaseError as error:
+        logger.warning("the calls of an answer are lost: %s", error.code)
+
+
+def _bearer(agent_context: AgentContext[Any], failure: CustomStreamError | None) -> SDKHiddenContextItem:
+    """An item for the model's eyes, which carries what was called."""
+    return SDKHiddenContextItem(
+        id=agent_context.generate_id("sdk_hidden_context"),
+        thread_id=agent_context.thread.id,
+        created_at=datetime.now(),  # noqa: DTZ005 # as the SDK means it: naive and local
+        content="" if failure is None else "The answer failed before it was complete.",
+    )

@@ -16,8 +16,10 @@ from chatkit.types import (
     GeneratedImageItem,
     HiddenContextItem,
     Page,
+    SDKHiddenContextItem,
     TaskItem,
     ThreadItem,
+    UserMessageItem,
     UserMessageTagContent,
     WidgetItem,
     WorkflowItem,
@@ -25,7 +27,7 @@ from chatkit.types import (
 from openai.types.responses import EasyInputMessageParam, ResponseInputTextParam
 from openai.types.responses.response_input_item_param import Message
 
-from server.agent_record import Remembered, pairs_of
+from server.agent_record import KnownCalls, Remembered
 from server.context import RequestContext
 from server.token_estimate import tokens_in
 from server.widget_text import widget_text
@@ -34,6 +36,7 @@ MAX_ITEMS = 1_000
 """How far back a model is told at most, however little was said."""
 
 _PAGE = 40
+_RECENT = 20
 
 
 @runtime_checkable
@@ -85,6 +88,12 @@ class HistoryConverter(ThreadItemConverter):
             item = item.model_copy(update={"content": _json(item.content)})
         return await super().hidden_context_to_input(item)
 
+    async def sdk_hidden_context_to_input(
+        self, item: SDKHiddenContextItem
+    ) -> TResponseInputItem | list[TResponseInputItem] | None:
+        """As the SDK words it. One without words only carries what the agent did."""
+        return await super().sdk_hidden_context_to_input(item) if item.content else None
+
 
 async def load_model_input(
     store: Store[RequestContext],
@@ -96,34 +105,43 @@ async def load_model_input(
     """What a model is told of a thread: the newest items that fit into so many tokens, oldest first.
 
     An item and the calls that led to it are told together or not at all. The newest item is always told. Returns the
-    items as well.
+    last few items as well, also those that don't fit.
     """
-    items: list[ThreadItem] = []
+    recent: list[ThreadItem] = []
     told: list[list[TResponseInputItem]] = []
     room = max_tokens
-    # A client tool's call is an item itself, with its output.
-    known: set[str] = set()
+    known = KnownCalls()
     async for remembered in _newest_first(store, thread_id, context):
-        inputs = await _inputs_of(remembered, converter, known, is_newest=not items)
-        room -= tokens_in(inputs)
-        if items and room < 0:
+        if room >= 0:
+            inputs = await _inputs_of(remembered, converter, known, is_newest=not recent)
+            room -= tokens_in(inputs)
+            if room >= 0 or not recent:
+                told.append(inputs)
+        if room < 0 and len(recent) >= _RECENT:
             break
-        items.append(remembered.item)
-        told.append(inputs)
-    return items[::-1], [item for inputs in reversed(told) for item in inputs]
+        recent.append(remembered.item)
+    return recent[:_RECENT][::-1], [item for inputs in reversed(told) for item in inputs]
+
+
+async def last_message(store: Store[RequestContext], thread_id: str, context: RequestContext) -> UserMessageItem | None:
+    """The user's last message on a thread."""
+    async for remembered in _newest_first(store, thread_id, context):
+        if isinstance(remembered.item, UserMessageItem):
+            return remembered.item
+    return None
 
 
 async def _inputs_of(
-    remembered: Remembered, converter: ThreadItemConverter, known: set[str], *, is_newest: bool
+    remembered: Remembered, converter: ThreadItemConverter, known: KnownCalls, *, is_newest: bool
 ) -> list[TResponseInputItem]:
     item = remembered.item
     if isinstance(item, ClientToolCallItem):
-        known.add(item.call_id)
-    inputs = list(pairs_of(remembered.record, known))
+        known.add_client_tool(item.call_id)
+    inputs = list(known.inputs(remembered.record))
     if inputs and isinstance(item, (WorkflowItem, TaskItem)):
-        return inputs  # type: ignore[return-value] # they are of that type: the workflow shows the same calls to a person
+        return inputs  # it shows the same calls to a person
     shown = await converter._thread_item_to_input_item(item, is_last_message=is_newest)  # noqa: SLF001 # its only public way takes a list whose last is the newest
-    return [*inputs, *shown]  # type: ignore[list-item] # as above
+    return [*inputs, *shown]
 
 
 async def _newest_first(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-_TAG = re.compile(r"[a-zA-Z]{2,3}(-[a-zA-Z0-9]{2,8}){0,3}")
-"""A language tag (RFC 5646). What isn't one may be anything, and goes into no model's instructions."""
+_TAG = re.compile(r"[a-zA-Z]{2,3}(-[a-zA-Z]{4})?(-([a-zA-Z]{2}|\d{3}))?")
+"""A language, a script and a region (RFC 5646). What is longer may be words, and goes into no model's instructions."""
+
+
+_QUALITY = re.compile(r"[01](\.\d{0,3})?")
 
 
 def preferred_locale(accept_language: str) -> str | None:
@@ -23,7 +26,5 @@ def _quality(parameters: str) -> float:
     name, _, value = parameters.strip().partition("=")
     if not parameters.strip():
         return 1.0
-    try:
-        return float(value) if name.strip() == "q" else 0.0
-    except ValueError:
-        return 0.0
+    is_quality = name.strip() == "q" and _QUALITY.fullmatch(value.strip())
+    return float(value) if is_quality else 0.0

@@ -22,6 +22,7 @@ from openai.types.responses import (
     ResponseIncompleteEvent,
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
+    ResponseTextDeltaEvent,
 )
 
 from server.model_failures import (
@@ -126,17 +127,19 @@ class PatientModel(Model):
     async def _attempt(self, deadline: float, *call: Any, **more: Any) -> AsyncGenerator[TResponseStreamEvent, None]:
         held: list[TResponseStreamEvent] = []
         is_held = True
-        has_answered = is_complete = False
+        has_said = has_answered = is_complete = False
         async with aclosing(self._in_time(deadline, *call, **more)) as events:
             async for event in events:
                 _check(event)
                 match event:
+                    case ResponseTextDeltaEvent():
+                        has_said = True
                     case ResponseOutputItemDoneEvent():
-                        _check_refusal([event.item], is_held=is_held)
+                        _check_refusal([event.item], has_said=has_said)
                         has_answered = has_answered or _is_answer(event.item)
                     case ResponseCompletedEvent():
                         is_complete = True
-                        _check_refusal(event.response.output, is_held=is_held)
+                        _check_refusal(event.response.output, has_said=has_said)
                         if not (has_answered or any(map(_is_answer, event.response.output))):
                             # No error to the SDK, but nothing to a person.
                             raise ModelFailureError(NO_ANSWER, may_pass=True)
@@ -163,7 +166,11 @@ class PatientModel(Model):
                     event = await anext(events, None)
                 if event is None:
                     return
-                has_spoken = has_spoken or event.type not in _BEFORE_THE_FIRST_TOKEN
+                if event.type.startswith("response.reasoning") or _is_thinking(event):
+                    # It shows that it thinks, and may go on with that in silence.
+                    has_spoken, deadline = False, _now() + self._patience.first_token
+                elif event.type not in _BEFORE_THE_FIRST_TOKEN:
+                    has_spoken = True
                 yield event
         except TimeoutError:
             raise _too_late(STOPPED_TALKING if has_spoken else TOO_LATE) from None
@@ -207,9 +214,9 @@ def _is_answer(item: Any) -> bool:
     return any(part.text.strip() for part in item.content if part.type == "output_text")
 
 
-def _check_refusal(items: Iterable[Any], *, is_held: bool) -> None:
+def _check_refusal(items: Iterable[Any], *, has_said: bool) -> None:
     """Raise for a refusal where nothing else was said; after something, the SDK does."""
-    if is_held and any(map(_is_refusal, items)):
+    if not has_said and any(map(_is_refusal, items)):
         raise ModelFailureError(REFUSED, reasons.ERROR_REASON_MODEL_REFUSED)
 
 

@@ -6,9 +6,12 @@ import openai
 from agents import (
     InputGuardrailTripwireTriggered,
     MaxTurnsExceeded,
+    ModelBehaviorError,
     ModelRefusalError,
     ModelTimeoutError,
     OutputGuardrailTripwireTriggered,
+    ToolInputGuardrailTripwireTriggered,
+    ToolOutputGuardrailTripwireTriggered,
 )
 from chatkit.errors import CustomStreamError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
@@ -58,13 +61,20 @@ def failure_of(error: Exception) -> ModelFailureError:
         case ModelRefusalError():
             return ModelFailureError(REFUSED, reasons.ERROR_REASON_MODEL_REFUSED)
         case InputGuardrailTripwireTriggered() | OutputGuardrailTripwireTriggered():
-            said = error.guardrail_result.output.output_info
-            words = said if isinstance(said, str) else _BLOCKED
-            return ModelFailureError(words, reasons.ERROR_REASON_GUARDRAIL_TRIPPED, allow_retry=False)
+            return _blocked(error.guardrail_result.output.output_info)
+        case ToolInputGuardrailTripwireTriggered() | ToolOutputGuardrailTripwireTriggered():
+            return _blocked(error.output.output_info)
         case MaxTurnsExceeded():
             return ModelFailureError("The assistant used its tools too often without coming to an answer.")
         case _:
-            return ModelFailureError("The model did not give a proper answer. Please try again.", may_pass=True)
+            # Junk that a provider sends once it may not send twice; a bug of ours would stay.
+            is_junk = isinstance(error, (ModelBehaviorError, ValueError, EOFError))
+            return ModelFailureError("The model did not give a proper answer. Please try again.", may_pass=is_junk)
+
+
+def _blocked(output_info: object) -> ModelFailureError:
+    words = output_info if isinstance(output_info, str) else _BLOCKED
+    return ModelFailureError(words, reasons.ERROR_REASON_GUARDRAIL_TRIPPED, allow_retry=False)
 
 
 def failure_of_code(code: object) -> ModelFailureError:

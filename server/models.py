@@ -75,8 +75,9 @@ def open_model(choice: ModelChoice, patience: Patience = Patience()) -> OpenMode
         timeout=openai.Timeout(patience.first_token, connect=min(_CONNECT_SECONDS, patience.first_token)),
         max_retries=0,  # that is PatientModel's business
     )
+    if choice.base_url is not None:
+        # The client takes these from OPENAI_ORG_ID and OPENAI_PROJECT_ID by itself; they are no other's business.
+        client.organization = client.project = None
     if choice.kind == "responses":
         return OpenModel(PatientModel(ResponsesModel(choice.name, client), patience), choice, client)
-    # The client takes these from OPENAI_ORG_ID and OPENAI_PROJECT_ID by itself; they are no other provider's business.
-    client.organization = client.project = None
     return OpenModel(PatientModel(ChatCompletionsModel(choice.name, client), patience), choice, client)

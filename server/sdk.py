@@ -66,6 +66,7 @@ _EVENTS_AT_A_STRETCH = 64
 _USED_METHODS: Mapping[str, tuple[str, ...]] = {
     "_process_new_thread_item_respond": ("self", "thread", "item", "context"),
     "_process_streaming_impl": ("self", "request", "context"),
+    "_build_user_message_item": ("self", "input", "thread", "context"),
     "_process_events": ("self", "thread", "context", "stream"),
     "_process_sync_custom_action": ("self", "request", "context"),
     "handle_stream_cancelled": ("self", "thread", "pending_items", "context"),

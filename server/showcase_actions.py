@@ -14,6 +14,7 @@ from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
     HiddenContextItem,
+    LockedStatus,
     SyncCustomActionResponse,
     ThreadItemDoneEvent,
     ThreadItemReplacedEvent,
@@ -55,7 +56,7 @@ async def answer_action(
         words = f"Hello {name or 'you'}!" + (f" One {drink}, coming up." if drink else "")
         content = [AssistantMessageContent(text=words)]
         yield ThreadItemDoneEvent(item=AssistantMessageItem(**base(), content=content))
-    elif action.type == UNLOCK:
+    elif action.type == UNLOCK and sender is not None and isinstance(thread.status, LockedStatus):
         thread.status = ActiveStatus()
         content = [AssistantMessageContent(text="The thread is open again.")]
         yield ThreadItemDoneEvent(item=AssistantMessageItem(**base(), content=content))

@@ -156,15 +156,6 @@ select $1, $2, $3, thread.position, $4, $5, $6, $7, $8 from thread
 returning position, pg_notify('chatkit_grpc', 'log')
 """
 
-# What the agent did after the last item that was stored.
-ADD_AGENT_RECORD = """
-update chat_messages set agent_record = coalesce(agent_record, '[]') || $4
-from chat_sessions as thread
-where chat_messages.user_id = $1 and chat_messages.session_id = $2 and message_id = $3
-    and thread.user_id = $1 and thread.session_id = $2 and thread.run_epoch = $5 and thread.active_run_id is not null
-returning message_id
-"""
-
 LOAD_ITEM = """
 select message_id, item from chat_messages where user_id = $1 and session_id = $2 and message_id = $3
 """

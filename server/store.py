@@ -19,7 +19,7 @@ from chatkit_grpc.errors import DatabaseError, NotFoundError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server import statements
-from server.agent_record import AgentRecord, Remembered, record_of
+from server.agent_record import Remembered, record_of
 from server.context import RequestContext
 from server.database import Database
 from server.ids import new_id
@@ -171,7 +171,7 @@ class PostgresStore(Store[RequestContext]):
         row = await self._database.fetchrow(statements.SAVE_ITEM, *values, jsonb_of(done) if done else None)
         _check_written(row, thread_id, lease)
         if record is not None:
-            record.was_stored(len(done), item.id)
+            record.were_stored(done)
         if lease is not None and not isinstance(item, SDKHiddenContextItem):
             lease.stored.add(item.id)
 
@@ -187,15 +187,6 @@ class PostgresStore(Store[RequestContext]):
         items = await _each(rows[:limit], lambda row: Remembered(item_of(row), json.loads(row["agent_record"] or "[]")))
         has_more = len(rows) > limit
         return Page(data=items, has_more=has_more, after=items[-1].item.id if has_more else None)
-
-    async def save_agent_record(self, thread_id: str, record: AgentRecord, context: RequestContext) -> None:
-        """Write what the agent did after the last item that the run stored, where there is any."""
-        lease, done = lease_of(context, thread_id), record.done()
-        if lease is None or not done or record.last_item is None:
-            return
-        values = (context["user_id"], thread_id, record.last_item, jsonb_of(done), lease.epoch)
-        if await self._database.fetch(statements.ADD_AGENT_RECORD, *values):
-            record.was_stored(len(done), record.last_item)
 
     async def load_item(self, thread_id: str, item_id: str, context: RequestContext) -> ThreadItem:
         """An item of a thread, be it hidden."""
@@ -300,7 +291,8 @@ class PostgresStore(Store[RequestContext]):
         """Write what has changed. Returns the title that the thread has then."""
         # Other than all that the request has seen: what it saves may be older than what it loaded last.
         changed = [name for name, value in columns.items() if all(value != version[name] for version in seen)]
-        known_title = seen[-1]["title"]
+        # A title that came meanwhile is the user's, also where the request has seen it since.
+        known_title = seen[0]["title"]
         lease = lease_of(context, thread_id)
         values = (context["user_id"], thread_id, changed, known_title, *columns.values(), lease and lease.epoch)
         row = await self._database.fetchrow(statements.UPDATE_THREAD, *values)

@@ -41,9 +41,9 @@ class Team:
         """The agent that answers unless another was chosen."""
         return next(iter(self._agents.values()))
 
-    def find(self, agent_id: str | None) -> ChatAgent | None:
-        """The agent with an id."""
-        return self._agents.get(agent_id or "")
+    def find(self, agent_id: object) -> ChatAgent | None:
+        """The agent with an id, where it is one."""
+        return self._agents.get(agent_id) if isinstance(agent_id, str) else None
 
     def id_of(self, agent: Agent[Any]) -> str | None:
         """The id of an agent."""

@@ -7,10 +7,11 @@ import logging
 from contextlib import aclosing
 from typing import Any
 
-from agents import Agent, RunConfig, Runner
+from agents import Agent, ModelSettings, RunConfig, Runner
 
 from server.context import RequestContext
 from server.models import OpenModel
+from server.token_estimate import tokens_in
 from server.usage import count_run
 
 _LONGEST = 60
@@ -25,16 +26,19 @@ _INSTRUCTIONS = (
 logger = logging.getLogger(__name__)
 
 
-async def make_title(model: OpenModel, question: str, answer: str, context: RequestContext) -> str | None:
+async def make_title(
+    model: OpenModel, question: str, answer: str, context: RequestContext, *, asks_for_usage: bool
+) -> str | None:
     """A title for a thread that began with a question and its answer. None where nothing was said in words."""
     title = None
     if model.choice.kind != "offline":
-        title = await _ask(model, f"User: {question[:_TOLD]}\n\nAssistant: {answer[:_TOLD]}", context)
-    return title or _shortened(question)
+        title = await _ask(model, f"User: {question[:_TOLD]}\n\nAssistant: {answer[:_TOLD]}", context, asks_for_usage)
+    return title or first_words(question)
 
 
-async def _ask(model: OpenModel, conversation: str, context: RequestContext) -> str | None:
-    agent = Agent[Any](name="Title", instructions=_INSTRUCTIONS)
+async def _ask(model: OpenModel, conversation: str, context: RequestContext, asks_for_usage: bool) -> str | None:
+    settings = ModelSettings(include_usage=True) if asks_for_usage else ModelSettings()
+    agent = Agent[Any](name="Title", instructions=_INSTRUCTIONS, model_settings=settings)
     # Traces would go to OpenAI, whichever model answers.
     config = RunConfig(model=model.model, tracing_disabled=True)
     try:
@@ -47,11 +51,13 @@ async def _ask(model: OpenModel, conversation: str, context: RequestContext) -> 
     except Exception as error:  # noqa: BLE001 # whatever it is, the answer is there, and the first words will do
         logger.info("no title from the model: %s", type(error).__name__)
         return None
-    count_run(context, result.context_wrapper.usage)
-    return _shortened(str(result.final_output).strip().strip("\"'“”„«»").rstrip("."))
+    usage = result.context_wrapper.usage
+    told = 0 if usage.total_tokens else tokens_in([{"content": conversation}])
+    count_run(context, usage, estimated_input=told)
+    return first_words(str(result.final_output).strip().strip("\"'“”„«»").rstrip("."))
 
 
-def _shortened(text: str) -> str | None:
+def first_words(text: str) -> str | None:
     """The first line that says anything, cut between words."""
     line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
     if len(line) <= _LONGEST:

@@ -13,9 +13,9 @@ _TOKENS_OF_AN_ITEM = 4
 """What says who speaks."""
 
 
-def tokens_in_text(text: str) -> int:
-    """About how many tokens a text is."""
-    return len(text.encode(errors="replace")) // _BYTES_OF_A_TOKEN
+def tokens_in_bytes(number: int) -> int:
+    """About how many tokens so many bytes of UTF-8 are."""
+    return number // _BYTES_OF_A_TOKEN
 
 
 def tokens_in(items: Iterable[Any]) -> int:
@@ -26,7 +26,7 @@ def tokens_in(items: Iterable[Any]) -> int:
 def _tokens_of(value: Any) -> int:
     match value:
         case str():
-            return tokens_in_text(value)
+            return tokens_in_bytes(len(value.encode(errors="replace")))
         case {"type": "input_image"}:
             return _TOKENS_OF_A_PICTURE
         case {"type": "input_file"}:

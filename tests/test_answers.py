@@ -330,7 +330,7 @@ async def test_the_model_is_told_of_its_own_calls_on_the_next_turn(database_url:
         assert positions == sorted(positions)
         # With the message that they led to, in its row.
         (answer, _) = [item for item in await talk.stored() if item["type"] == "assistant_message"]
-        assert [call["type"] for call in answer["record"]] == ["function_call", "function_call_output"]
+        assert [(call["name"], call["output"]) for call in answer["record"]] == [("add_numbers", "42")]
         assert len(talk.fake.requests) == 3
 
 

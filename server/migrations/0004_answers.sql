@@ -3,7 +3,7 @@
 alter table chat_messages add column agent_record jsonb;
 
 comment on column chat_messages.agent_record is
-    'What the agent did before this item that the item doesn''t say: calls of tools and what they gave, as the Agents SDK''s input items';
+    'What the agent did before this item that no item says: its calls of tools, each with call_id, name, arguments and output';
 
 alter table runs add column usage jsonb;
 
