@@ -52,6 +52,7 @@ NARROWER_IN_THE_SDK = {
 OURS_ALONE = {
     "ChatKitRequest.runs.resume": "the SDK's answers end with the connection, ours can be watched again",
     "ChatKitRequest.runs.cancel": "for the same reason: to leave an answer isn't to stop it",
+    "ChatKitRequest.threads.search": "the SDK's stores can't search",
     **{
         f"{name}.request_id": "makes it safe to repeat a call that starts a run"
         for name in (

@@ -1,0 +1,2 @@
+-- Holds a number, since there must be no gaps.
+select 1;
