@@ -116,7 +116,9 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
             has_reflection=settings.has_reflection,
         )
         server = _make_server(settings, guard)
-        health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
+        health = HealthReporter(
+            database, has_openai_key=settings.openai_api_key is not None, takes_dictation=sdk.takes_dictation(assistant)
+        )
         health.add_to(server, SERVICES)
         starting = Starting(runs, settings.run_conflict, settings.limits, overload)
         allowance = RunAllowance(database, settings.limits)

@@ -16,10 +16,21 @@ from chatkit.agents import AgentContext
 from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer
 from chatkit.store import Store
-from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, UserMessageItem
+from chatkit.types import (
+    AudioInput,
+    FeedbackKind,
+    ThreadMetadata,
+    ThreadStreamEvent,
+    TranscriptionResult,
+    UserMessageItem,
+)
+from chatkit_grpc.errors import ValidationError
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server.agent_stream import stream_answer
 from server.context import RequestContext
+from server.dictation import Dictation
+from server.dictation_settings import HOW_TO_PLUG_IN_DICTATION, choose_transcriber
 from server.history import HistoryConverter, load_history
 from server.model_choice import choose_model
 from server.models import OpenModel, open_model, readable_failure
@@ -47,7 +58,13 @@ class KeepsFeedback(Protocol):
 def create_assistant(store: Store[RequestContext], settings: Settings | None = None) -> Assistant:
     """The assistant, with the model that the settings choose; without settings, with those of the environment."""
     settings = settings or Settings.from_env()
-    return Assistant(store, open_model(choose_model(settings)), asks_for_usage=settings.limits.tokens_per_day > 0)
+    transcriber = choose_transcriber(settings.dictation, settings.openai_api_key)
+    return Assistant(
+        store,
+        open_model(choose_model(settings)),
+        asks_for_usage=settings.limits.tokens_per_day > 0,
+        dictation=Dictation(transcriber) if transcriber else None,
+    )
 
 
 class Assistant(ChatKitServer[RequestContext]):
@@ -56,11 +73,20 @@ class Assistant(ChatKitServer[RequestContext]):
     model: the model that answers. The assistant closes it.
     asks_for_usage: whether the model's server is asked how many tokens it took where it doesn't say so by itself; not
         every server understands that.
+    dictation: turns speech into text, where there is somebody who does. The assistant closes it.
     """
 
-    def __init__(self, store: Store[RequestContext], model: OpenModel, *, asks_for_usage: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store[RequestContext],
+        model: OpenModel,
+        *,
+        asks_for_usage: bool = False,
+        dictation: Dictation | None = None,
+    ) -> None:
         super().__init__(store)
         self.model = model
+        self._dictation = dictation
         self._converter = HistoryConverter()
         self._agent = Agent[AgentContext[RequestContext]](
             name="Assistant",
@@ -71,8 +97,21 @@ class Assistant(ChatKitServer[RequestContext]):
         )
 
     async def aclose(self) -> None:
-        """Close the connections to the model."""
+        """Close the connections to the model, and to who transcribes."""
         await self.model.aclose()
+        if self._dictation is not None:
+            await self._dictation.aclose()
+
+    @property
+    def takes_dictation(self) -> bool:
+        """Whether it turns speech into text."""
+        return self._dictation is not None
+
+    async def transcribe(self, audio_input: AudioInput, context: RequestContext) -> TranscriptionResult:
+        """Turn speech into text. Raises ValidationError where nobody does."""
+        if self._dictation is None:
+            raise ValidationError(HOW_TO_PLUG_IN_DICTATION, reason=reasons.ERROR_REASON_UNSUPPORTED)
+        return await self._dictation.transcribe(audio_input, context)
 
     async def respond(
         self,

@@ -20,6 +20,7 @@ from environs import ValidationError
 from environs import validate as must_be
 
 from server.auth.settings import DEVELOPMENT, NO_AUTH, AuthSettings
+from server.dictation_settings import NO_DICTATION, DictationSettings
 from server.limits.settings import DEFAULT_LIMITS, LimitSettings
 
 DEFAULT_LISTEN = Address("127.0.0.1", 50051)
@@ -64,6 +65,7 @@ class Settings:
     model_base_url: str | None = None
     model_api_key: str | None = None
     model_name: str | None = None
+    dictation: DictationSettings = NO_DICTATION
 
     @classmethod
     def from_env(cls) -> Settings:
@@ -114,6 +116,7 @@ class Settings:
             "model_base_url": env.str("MODEL_BASE_URL", "", validate=check_http_url) or None,
             "model_api_key": env.text("MODEL_API_KEY"),
             "model_name": env.text("MODEL_NAME"),
+            "dictation": DictationSettings.read(env),
         }
         env.check()
         made = cls(**settings)

@@ -268,6 +268,8 @@ TABLE: Mapping[ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_PERMISSION_DENIED: Row(grpc.StatusCode.PERMISSION_DENIED, 403, PermissionDeniedError),
     reasons.ERROR_REASON_OVERLOADED: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
     reasons.ERROR_REASON_ITEM_EXISTS: Row(grpc.StatusCode.ALREADY_EXISTS, 409, ConflictError),
+    reasons.ERROR_REASON_TRANSCRIPTION_FAILED: Row(grpc.StatusCode.INTERNAL, 424, AgentError),
+    reasons.ERROR_REASON_TRANSCRIPTION_BUSY: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
 }
 
 
