@@ -18,6 +18,7 @@ _REPEATABLE = frozenset(
         "GetThread",
         "ListThreads",
         "ListItems",
+        "SearchThreads",
         "CancelRun",
         "AcknowledgeRun",
         "UpdateThread",

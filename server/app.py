@@ -28,6 +28,7 @@ from server.chat_service import ChatService
 from server.context import RequestContext
 from server.database import Database, open_beside, open_database
 from server.failures import keep_words_out_of_the_log
+from server.feedback import FeedbackLists
 from server.health import HealthReporter
 from server.limits.allowance import RunAllowance
 from server.limits.at_once import AtOnce
@@ -43,6 +44,7 @@ from server.runs.runs import Runs
 from server.runs.starting import Starting
 from server.runs.thread_watch import ThreadWatch
 from server.runs.watching import Watching
+from server.search.search import Search
 from server.settings import Settings
 from server.store import PostgresStore
 from server.thread_service import ThreadService
@@ -91,7 +93,8 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         # Said in our words, and before the database is started; gRPC takes the port itself.
         bound_socket("GRPC_LISTEN", settings.grpc_listen).close()
         database = await stack.enter_async_context(open_database(settings))
-        store = PostgresStore(await with_row_security(database) if settings.row_level_security else database)
+        guarded = await with_row_security(database) if settings.row_level_security else database
+        store = PostgresStore(guarded)
         assistant = await stack.enter_async_context(_open_assistant(make_assistant, store))
         reserved = await stack.enter_async_context(open_beside(database, settings, _RESERVED_CONNECTIONS))
         runs = await stack.enter_async_context(Runs(database, reserved, store, settings))
@@ -113,7 +116,9 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
             has_reflection=settings.has_reflection,
         )
         server = _make_server(settings, guard)
-        health = HealthReporter(database, has_openai_key=settings.openai_api_key is not None)
+        health = HealthReporter(
+            database, has_openai_key=settings.openai_api_key is not None, takes_dictation=sdk.takes_dictation(assistant)
+        )
         health.add_to(server, SERVICES)
         starting = Starting(runs, settings.run_conflict, settings.limits, overload)
         allowance = RunAllowance(database, settings.limits)
@@ -125,6 +130,8 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
                 InProgress(runs),
                 Appending(assistant, store, starting),
                 thread_watch,
+                Search(guarded),
+                FeedbackLists(guarded, database),
                 settings.limits.max_page_size,
             ),
             "chatkit_grpc.v1.RunService": RunService(runs, watching),

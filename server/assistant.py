@@ -19,6 +19,7 @@ from chatkit.server import ChatKitServer
 from chatkit.store import Store
 from chatkit.types import (
     AssistantMessageItem,
+    AudioInput,
     FeedbackKind,
     InferenceOptions,
     ProgressUpdateEvent,
@@ -27,15 +28,19 @@ from chatkit.types import (
     ThreadItemDoneEvent,
     ThreadMetadata,
     ThreadStreamEvent,
+    TranscriptionResult,
     UserMessageInput,
     UserMessageItem,
     WidgetItem,
 )
-from chatkit_grpc.errors import DatabaseError
+from chatkit_grpc.errors import DatabaseError, ValidationError
+from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server.agent_record import AgentRecord
 from server.agent_stream import stream_answer
 from server.context import RequestContext
+from server.dictation import Dictation
+from server.dictation_settings import HOW_TO_PLUG_IN_DICTATION, choose_transcriber
 from server.hand_over import HandOvers
 from server.history import HistoryConverter, last_message, load_model_input
 from server.item_text import text_of
@@ -98,7 +103,14 @@ def create_assistant(
         answer_seconds=settings.answer_seconds,
         titles=settings.thread_titles,
     )
-    return Assistant(store, open_models(choose_models(settings), patience), options, team)
+    transcriber = choose_transcriber(settings.dictation, settings.openai_api_key)
+    return Assistant(
+        store,
+        open_models(choose_models(settings), patience),
+        options,
+        team=team,
+        dictation=Dictation(transcriber) if transcriber else None,
+    )
 
 
 class Assistant(ChatKitServer[RequestContext]):
@@ -106,6 +118,7 @@ class Assistant(ChatKitServer[RequestContext]):
 
     models: the models that answer. The assistant closes them.
     team: the agents that answer; without them, those of server/team.py.
+    dictation: turns speech into text, where there is somebody who does. The assistant closes it.
     """
 
     def __init__(
@@ -113,11 +126,14 @@ class Assistant(ChatKitServer[RequestContext]):
         store: Store[RequestContext],
         models: OpenModels,
         options: Options | None = None,
+        *,
         team: Team | None = None,
+        dictation: Dictation | None = None,
     ) -> None:
         super().__init__(store)
         self.models = models
         self._options = options or Options()
+        self._dictation = dictation
         self._converter = HistoryConverter()
         # Its tools are for trying out: no real model is given them.
         self._shows_off = team is None and all(model.choice.kind == "offline" for model in models)
@@ -126,8 +142,21 @@ class Assistant(ChatKitServer[RequestContext]):
         self._default_agent = team.default
 
     async def aclose(self) -> None:
-        """Close the connections to the models."""
+        """Close the connections to the models, and to who transcribes."""
         await self.models.aclose()
+        if self._dictation is not None:
+            await self._dictation.aclose()
+
+    @property
+    def takes_dictation(self) -> bool:
+        """Whether it turns speech into text."""
+        return self._dictation is not None
+
+    async def transcribe(self, audio_input: AudioInput, context: RequestContext) -> TranscriptionResult:
+        """Turn speech into text. Raises ValidationError where nobody does."""
+        if self._dictation is None:
+            raise ValidationError(HOW_TO_PLUG_IN_DICTATION, reason=reasons.ERROR_REASON_UNSUPPORTED)
+        return await self._dictation.transcribe(audio_input, context)
 
     def check_options(self, options: InferenceOptions) -> None:
         """Refuse a message whose user has picked what isn't there. Raises ValidationError, which lists what is."""

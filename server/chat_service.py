@@ -102,7 +102,9 @@ class ChatService:
         """Turn speech into text."""
         await self._allowance.take(context["user_id"])
         audio = AudioInput(data=request.audio, mime_type=request.mime_type)
-        return pb.TranscribeResponse(text=(await self._server.transcribe(audio, context)).text)
+        text = (await self._server.transcribe(audio, context)).text
+        await self._allowance.count_tokens(context["user_id"], context.tokens_used)
+        return pb.TranscribeResponse(text=text)
 
     async def _watch(
         self, start: Start, context: RequestContext, events: Callable[[], sdk.EventStream]

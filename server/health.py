@@ -10,7 +10,7 @@ from typing import Self
 
 import grpc
 from chatkit_grpc.errors import DatabaseError
-from chatkit_grpc.services import OPENAI_KEY
+from chatkit_grpc.services import DICTATION_KEY, OPENAI_KEY
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.database import Database
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 class HealthReporter(Worker):
     """Asks the database every two seconds, and tells whoever asks or watches."""
 
-    def __init__(self, database: Database, *, has_openai_key: bool) -> None:
+    def __init__(self, database: Database, *, has_openai_key: bool, takes_dictation: bool) -> None:
         super().__init__("health", self._report_for_ever)
         self._database = database
-        self._has_openai_key = has_openai_key
+        self._facts = {OPENAI_KEY: has_openai_key, DICTATION_KEY: takes_dictation}
         self._servicer = health.aio.HealthServicer()
         self._names: tuple[str, ...] = ()
         self._was_serving: bool | None = None
@@ -38,7 +38,8 @@ class HealthReporter(Worker):
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def __aenter__(self) -> Self:
-        await self._servicer.set(OPENAI_KEY, _status(is_serving=self._has_openai_key))
+        for name, is_so in self._facts.items():
+            await self._servicer.set(name, _status(is_serving=is_so))
         await self._report()
         return await super().__aenter__()
 

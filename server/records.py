@@ -87,10 +87,15 @@ def _json_of_whole(value: Any) -> str:
 
 def item_of(row: asyncpg.Record) -> ThreadItem:
     """An item. Raises DatabaseError."""
-    item: ThreadItem = _parsed(_ITEM, row["item"], {"item_id": row["message_id"]})
+    return item_of_json(row["message_id"], row["item"])
+
+
+def item_of_json(item_id: str, text: str) -> ThreadItem:
+    """An item from its column. Raises DatabaseError."""
+    item: ThreadItem = _parsed(_ITEM, text, {"item_id": item_id})
     item.created_at = to_local(item.created_at)
     if isinstance(item, WidgetItem):
-        _restore_widget(item, json.loads(row["item"])["widget"])
+        _restore_widget(item, json.loads(text)["widget"])
     return item
 
 

@@ -60,5 +60,32 @@ begin
             );
         end if;
     end loop;
+    -- As the tables' owner, since PostgreSQL finds no row that a policy guards by an index whose operator might tell of
+    -- others' rows: so it names the user itself, and is for nobody but who has become the role of this wall.
+    if to_regprocedure('search_hits(tsquery)') is null then
+        execute format(
+            $create$
+            create function search_hits(wanted tsquery)
+            returns table (session_id text, message_id text, "position" bigint, said_at timestamptz)
+            language sql stable security definer set search_path = %I, pg_temp
+            as $function$
+                select session_id, message_id, position, "timestamp"
+                from chat_messages
+                where user_id = current_setting('chatkit_grpc.user_id', true) and not hidden
+                    and search_vector(user_id, content) @@ wanted
+                union all
+                select session_id, null, 0, created_at
+                from chat_sessions
+                where user_id = current_setting('chatkit_grpc.user_id', true) and title is not null
+                    and search_vector(user_id, title) @@ wanted
+            $function$
+            $create$,
+            current_schema()
+        );
+        revoke execute on function search_hits(tsquery) from public;
+    end if;
+    if not has_function_privilege(member, 'search_hits(tsquery)', 'execute') then
+        execute format('grant execute on function search_hits(tsquery) to %I', member);
+    end if;
 end
 $$;

@@ -256,6 +256,11 @@ def thread_response(thread: ThreadMetadata, items: SDKPage[Any] | None = None) -
     )
 
 
+def takes_dictation(server: ChatKitServer[Any]) -> bool:
+    """Whether a core turns speech into text: by its own word, `takes_dictation`, or where it has a method for it."""
+    return bool(getattr(server, "takes_dictation", type(server).transcribe is not ChatKitServer.transcribe))
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether an error is the core's own word that a request doesn't fit the thread, and not somebody's bug.
 

@@ -20,6 +20,7 @@ from environs import ValidationError
 from environs import validate as must_be
 
 from server.auth.settings import DEVELOPMENT, NO_AUTH, AuthSettings
+from server.dictation_settings import NO_DICTATION, DictationSettings
 from server.limits.settings import DEFAULT_LIMITS, LimitSettings
 
 DEFAULT_LISTEN = Address("127.0.0.1", 50051)
@@ -71,6 +72,7 @@ class Settings:
     answer_seconds: float = 600.0
     context_tokens: int = 32_000
     thread_titles: bool = True
+    dictation: DictationSettings = NO_DICTATION
 
     @classmethod
     def from_env(cls) -> Settings:
@@ -132,6 +134,7 @@ class Settings:
             "answer_seconds": env.float("ANSWER_SECONDS", default.answer_seconds, validate=must_be.Range(1, 86400)),
             "context_tokens": env.int("CONTEXT_TOKENS", default.context_tokens, validate=must_be.Range(1000, 10**8)),
             "thread_titles": env.bool("THREAD_TITLES", default.thread_titles),
+            "dictation": DictationSettings.read(env),
         }
         env.check()
         made = cls(**settings)

@@ -20,16 +20,18 @@ from server.appending import Appending
 from server.auth.tokens import seconds_left, token_expired
 from server.changes import change_of
 from server.context import RequestContext
+from server.feedback import FeedbackLists
 from server.limits.deadline import until
 from server.runs.in_progress import InProgress
 from server.runs.pending_items import item_id
 from server.runs.store import ThreadKey
 from server.runs.thread_watch import ThreadWatch
+from server.search.search import Search
 from server.store import PostgresStore
 
 
 class ThreadService:
-    """A user's own threads."""
+    """A user's own threads, and what services may see of all users."""
 
     def __init__(
         self,
@@ -38,6 +40,8 @@ class ThreadService:
         in_progress: InProgress,
         appending: Appending,
         thread_watch: ThreadWatch,
+        search: Search,
+        feedback: FeedbackLists,
         max_page_size: int,
     ) -> None:
         self._server = server
@@ -45,6 +49,8 @@ class ThreadService:
         self._in_progress = in_progress
         self._appending = appending
         self._thread_watch = thread_watch
+        self._search = search
+        self._feedback = feedback
         self._max_page_size = max_page_size
 
     async def get_thread(self, request: pb.GetThreadRequest, context: RequestContext) -> pb.GetThreadResponse:
@@ -152,6 +158,22 @@ class ThreadService:
     def _page_size(self, wanted: int) -> int:
         """What is asked for, or as much as there may be: ChatKit's page asks for 9999, whatever a server allows."""
         return min(wanted or DEFAULT_PAGE_SIZE, self._max_page_size)
+
+    async def search_threads(
+        self, request: pb.SearchThreadsRequest, context: RequestContext
+    ) -> pb.SearchThreadsResponse:
+        """A page of the threads on which something is said."""
+        return await self._search.find(request, context)
+
+    async def list_feedback(self, request: pb.ListFeedbackRequest, context: RequestContext) -> pb.ListFeedbackResponse:
+        """A page of the user's verdicts."""
+        return await self._feedback.of_user(request, context)
+
+    async def list_all_feedback(
+        self, request: pb.ListAllFeedbackRequest, context: RequestContext
+    ) -> pb.ListAllFeedbackResponse:
+        """A page of all users' verdicts, for a service."""
+        return await self._feedback.of_all(request)
 
     async def add_feedback(self, request: pb.AddFeedbackRequest, context: RequestContext) -> pb.AddFeedbackResponse:
         """Tell the assistant what the user thinks of items, once it is sure that they are the user's."""

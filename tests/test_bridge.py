@@ -266,6 +266,7 @@ async def test_health_tells_what_the_system_is(system: System) -> None:
         "status": "ok",
         "backend": "serving",
         "openai_key_configured": False,
+        "dictation": True,
         "session_endpoint_available": False,
         "store_implemented": True,
     }

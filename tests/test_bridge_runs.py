@@ -544,6 +544,7 @@ async def test_who_asked_for_no_stream_still_gets_the_real_status(
         ("threads.list", "ListThreads", {}),
         ("items.list", "ListItems", {"thread_id": "t"}),
         ("runs.cancel", "CancelRun", {"run_id": "r"}),
+        ("threads.search", "SearchThreads", {"query": "q"}),
         ("threads.update", "UpdateThread", {"thread_id": "t", "title": "x"}),
         ("threads.delete", "DeleteThread", {"thread_id": "t"}),
         ("items.feedback", "AddFeedback", {"thread_id": "t", "item_ids": ["i"], "kind": "positive"}),

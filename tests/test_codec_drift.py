@@ -53,6 +53,7 @@ OURS_ALONE = {
     "ChatKitRequest.runs.resume": "the SDK's answers end with the connection, ours can be watched again",
     "ChatKitRequest.runs.get": "what an answer took of which model",
     "ChatKitRequest.runs.cancel": "for the same reason: to leave an answer isn't to stop it",
+    "ChatKitRequest.threads.search": "the SDK's stores can't search",
     **{
         f"{name}.request_id": "makes it safe to repeat a call that starts a run"
         for name in (

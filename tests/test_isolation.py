@@ -7,11 +7,13 @@ like an id and isn't in these tables fails a test: say there what it names.
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +28,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from server.auth.interceptor import AuthInterceptor
+from server.cursors import to_cursor
 from server.database import Database
 from server.runs.store import RunKey
 from tests.database import fresh_database
@@ -54,6 +57,9 @@ KINDS = {
     "ListThreads.after": "thread",
     "ListItems.after": "item",
     "WatchThread.after": "cursor",
+    "SearchThreads.after": "search cursor",
+    "ListFeedback.after": "feedback cursor",
+    "ListAllFeedback.after": "nothing for users",
 }
 """What a field names, by its path, with the RPC before it where it depends on that."""
 NAMES_NOTHING_OF_OURS = {"input.inference_options.tool_choice.id", "input.content.input_tag.id"}
@@ -68,12 +74,14 @@ SAMPLES: dict[str, Any] = {
     "mime_type": "text/plain",
     "size": 3,
     "audio": b"x",
+    "query": "1000000",  # what alice alone has said
 }
 """What must be there and names nothing."""
 
 Named = Mapping[str, str]
 """Ids, by the paths of the fields that carry them."""
 
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
 ID = re.compile(r"\b[a-z]{2,6}_[0-9a-f]{16,}\b")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)")
 
@@ -143,12 +151,18 @@ class Belongings:
             "run": [self.run, self.active_run],
             "request": [self.request],
             "cursor": [f"1.1.{self.run}", f"1.1.{self.active_run}"],
+            "search cursor": [to_cursor(LATER, True, LATER, self.thread)],  # a value
+            "feedback cursor": [to_cursor(LATER, self.thread, self.item)],
+            "nothing for users": [to_cursor(LATER, "alice", self.thread, self.item)],
         }[kind]
 
 
 def made_up(existing: str) -> str:
     """One of the same form that nobody has."""
-    found = re.sub(r"[0-9a-f]{16,}", lambda found: found[0][::-1], existing)
+    if existing.startswith("W"):  # a cursor: JSON in base64
+        inside = base64.urlsafe_b64decode(existing + "=" * (-len(existing) % 4)).decode()
+        return base64.urlsafe_b64encode(made_up(inside).encode()).decode().rstrip("=")
+    found = re.sub(r"(?<=_)[0-9a-f]{16,}", lambda found: found[0][::-1], existing)
     assert found != existing
     return found
 

@@ -30,7 +30,18 @@ ROOT = Path(__file__).parent.parent
 CANARY = "canary-in-a-coal-mine"
 KEY = "sk-canary-of-a-key"
 NOT_PERSONAL = {
-    *("id", "thread_id", "item_id", "item_ids", "run_id", "attachment_id", "attachments", "request_id", "call_id"),
+    *(
+        "id",
+        "user_id",
+        "thread_id",
+        "item_id",
+        "item_ids",
+        "run_id",
+        "attachment_id",
+        "attachments",
+        "request_id",
+        "call_id",
+    ),
     *("component_id", "after", "cursor", "mime_type", "type", "icon", "code", "model", "domains"),
 }
 NAMES_OF_THE_DEVELOPERS = {"ClientToolCallItem.name", "ClientEffectEvent.name"}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bridge.settings import Settings as BridgeSettings
 from server.auth.settings import AuthSettings
+from server.dictation_settings import DictationSettings
 from server.limits.settings import LimitSettings
 from server.settings import Settings as ServerSettings
 from tests.database import temporary_folder
@@ -31,7 +32,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     rows = {name: default for names, default in lines for name in re.findall(r"[A-Z_]+", names)}
     defaults = {
         field.name.upper(): getattr(settings, field.name)
-        for settings in (ServerSettings(), AuthSettings(), LimitSettings(), BridgeSettings())
+        for settings in (ServerSettings(), AuthSettings(), LimitSettings(), DictationSettings(), BridgeSettings())
         for field in fields(settings)
         if not is_dataclass(getattr(settings, field.name))
     }

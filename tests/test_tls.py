@@ -183,6 +183,27 @@ async def test_a_service_is_known_by_its_certificate(
         assert error.code == "PERMISSION_DENIED"
 
 
+async def test_a_service_with_a_certificate_reads_of_all_users_if_it_names_none(
+    guarded: RunningServer, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def reading(side: Side, *metadata: tuple[str, str]) -> Any:
+        request = thread_service_pb2.ListAllFeedbackRequest()
+        return side.threads.ListAllFeedback(request, metadata=metadata, timeout=5)
+
+    async with calling(guarded, authority, authority.issue("worker", "worker.internal")) as side:
+        assert (await failure(reading(side, *ALICE))).code == "PERMISSION_DENIED"
+        assert (await failure(reading(side, *by_token()))).code == "PERMISSION_DENIED"
+        # What a bridge passes on is no service's.
+        assert (await failure(reading(side, ("chatkit-host", "chat.test")))).code == "UNAUTHENTICATED"
+        assert "reads of all users" not in caplog.text
+        await reading(side)
+        assert "worker.internal reads of all users" in caplog.text
+    async with calling(guarded, authority, authority.issue("other", "other.internal", file="other")) as side:
+        assert (await failure(reading(side))).code == "PERMISSION_DENIED"
+
+
 @pytest.mark.parametrize("user", ["", "a b", "x" * 129, "?"])
 async def test_a_service_must_name_somebody(guarded: RunningServer, authority: Authority, user: str) -> None:
     async with calling(guarded, authority, authority.issue("worker", "worker.internal")) as side:

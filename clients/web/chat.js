@@ -1,5 +1,7 @@
 // The page for now: a small client of ChatKit's protocol at POST /api/chatkit, without any library.
 
+import { canRecord, Microphone } from "./microphone.js";
+
 /** @typedef {{id: string, title?: string | null, created_at: string}} Thread */
 /** @typedef {{id: string, type: string, content?: {text?: string}[]}} Item */
 /** @typedef {{type: string, [member: string]: any}} Typed */
@@ -286,7 +288,7 @@ function showState() {
   page.send.hidden = shown.controller !== null;
   page.stop.hidden = !page.send.hidden;
   page.stop.disabled = !shown.mayStop;
-  page.status.textContent = shown.status;
+  page.status.textContent = DICTATION[microphone.state][1] || shown.status;
   page.title.textContent = document.title = titleOf(threads.get(shown.id));
   for (const link of page.threads.getElementsByTagName("a"))
     link.ariaCurrent = link.hash === `#${shown.id}` ? "page" : null;
@@ -327,6 +329,42 @@ function stop() {
   page.text.focus();
 }
 
+/** What the button is called in each state of the microphone, and what the status says. @type {Record<string, string[]>} */
+const DICTATION = {
+  off: ["Dictate", ""],
+  starting: ["Dictate", "Turning the microphone on …"],
+  recording: ["Stop dictating", "Listening … Esc drops what was said."],
+  transcribing: ["Dictate", "Writing down what was said …"],
+};
+
+const microphone = new Microphone({
+  transcribe: (params) => call("input.transcribe", params),
+  onText: (text) => {
+    // Where the cursor is, with a blank before it where a word ends there.
+    const { value, selectionStart, selectionEnd } = page.text;
+    const blank = /\S$/.test(value.slice(0, selectionStart)) ? " " : "";
+    page.text.setRangeText(blank + text, selectionStart, selectionEnd, "end");
+    page.text.focus();
+  },
+  onError: (message) => { page["dictation-error"].textContent = message; },
+  onState: (state) => {
+    const [name, status] = DICTATION[state];
+    if (state === "starting") page["dictation-error"].textContent = "";
+    page.microphone.textContent = name;
+    page.microphone.dataset.state = state;
+    // Not disabled, which would take the focus away.
+    page.microphone.ariaDisabled = String(state === "starting" || state === "transcribing");
+    page.status.textContent = status || shown.status;
+  },
+});
+
+/** Shows the microphone where both the browser and the server know what to do with it. */
+async function offerDictation() {
+  if (!canRecord()) return;
+  const health = await fetch("/api/chatkit/health").then((response) => response.json()).catch(() => null);
+  page.microphone.hidden = !health?.dictation;
+}
+
 page.composer.onsubmit = (/** @type {SubmitEvent} */ event) => {
   event.preventDefault();
   page.text.focus();
@@ -344,7 +382,13 @@ page.stop.onclick = stop;
 page.older.onclick = listMore;
 // The address stays the same where nothing has been said yet.
 page.new.onclick = () => { if (!location.hash) openFromAddress(); };
-document.onkeydown = (event) => { if (event.key === "Escape" && shown.controller) stop(); };
+page.microphone.onclick = () => microphone.toggle();
+document.onkeydown = (event) => {
+  if (event.key !== "Escape") return;
+  if (microphone.state === "recording") microphone.cancel();
+  else if (shown.controller) stop();
+};
 window.onhashchange = openFromAddress;
 openFromAddress();
 listMore();
+offerDictation();

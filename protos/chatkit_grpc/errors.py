@@ -273,6 +273,8 @@ TABLE: Mapping[ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_MODEL_TIMEOUT: Row(grpc.StatusCode.DEADLINE_EXCEEDED, 504, AgentError),
     reasons.ERROR_REASON_MODEL_BUSY: Row(grpc.StatusCode.UNAVAILABLE, 503, AgentError),
     reasons.ERROR_REASON_GUARDRAIL_TRIPPED: Row(grpc.StatusCode.FAILED_PRECONDITION, 422, AgentError),
+    reasons.ERROR_REASON_TRANSCRIPTION_FAILED: Row(grpc.StatusCode.INTERNAL, 424, AgentError),
+    reasons.ERROR_REASON_TRANSCRIPTION_BUSY: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
 }
 
 

@@ -1,4 +1,7 @@
-"""Services that act for users: by a token with the service's audience or scope, they say in x-user-id for whom."""
+"""Services: by a token with the service's audience or scope. They act for the user that they name in x-user-id.
+
+What reads of all users (ACCESS_ALL_USERS) is for services that name none.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,27 @@ def service_for(service: str, user_id: str, claims: Claims | None = None) -> Aut
     """A service that acts for a user. It is logged."""
     log.info("%s acts for %s", service, user_id)
     return Auth(user_id, "service", service=service, claims=claims or {})
+
+
+def act_for_all(named: str | None, claims: Claims, settings: AuthSettings) -> Auth:
+    """The service that reads of all users. Raises PermissionDeniedError for whoever isn't one, or names a user."""
+    if not _is_service(claims, settings):
+        raise not_for_users()
+    return service_for_all(user_in(claims, "sub"), named, claims)
+
+
+def service_for_all(service: str, named: str | None, claims: Claims | None = None) -> Auth:
+    """A service that reads of all users. It is logged. Raises PermissionDeniedError where it names one of them."""
+    if named is not None:
+        raise PermissionDeniedError(f"{USER_HEADER}: this reads of all users; call without it.")
+    log.info("%s reads of all users", service)
+    # Its calls count as those of one user, who isn't anybody's.
+    return Auth(f"service:{service}", "service", service=service, claims=claims or {})
+
+
+def not_for_users() -> PermissionDeniedError:
+    """What a user gets for what reads of all users."""
+    return PermissionDeniedError("This reads of all users: only a service may.")
 
 
 def check_is_for_users(claims: Claims, settings: AuthSettings) -> None:

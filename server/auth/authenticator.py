@@ -13,15 +13,17 @@ from urllib.parse import urlsplit
 
 from chatkit_grpc.errors import AuthenticationError, DatabaseError
 from chatkit_grpc.services import Metadata
-from chatkit_grpc.v1.access_pb2 import Access
+from chatkit_grpc.v1.access_pb2 import ACCESS_ALL_USERS, Access
 
 from server.auth.acting import (
     USER_ID_FORM,
     act_for,
+    act_for_all,
     check_is_for_users,
     is_user_id,
     named_user,
     no_service,
+    not_for_users,
     user_in,
 )
 from server.auth.jwks import KeySet
@@ -69,8 +71,12 @@ class Authenticator:
         # Whom a call names is looked at once it is clear who calls: a stranger is told that he is one, and no more.
         if credentials:
             claims = await self._claims_of(credentials)
+            if access == ACCESS_ALL_USERS:
+                return act_for_all(named_user(metadata), claims, self._settings)
             return self._by_token(claims, named_user(metadata))
         if self._sessions and (user_id := await self._sessions.user_of(metadata, access)) is not None:
+            if access == ACCESS_ALL_USERS:
+                raise not_for_users()
             return _by_session(user_id, named_user(metadata))
         if self._development_user is not None:
             return Auth(named_user(metadata) or self._development_user, "development")

@@ -68,7 +68,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         auth: Auth | None = None
         try:
             # Certificates are shown to handlers only.
-            if not self._certificates.apply_to(metadata):
+            if not self._certificates.apply_to(metadata, access):
                 auth = await self._admitted(await self._authenticate(metadata, access))
         except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
             return _refusal(rpc, error)
@@ -99,7 +99,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
         async def prepare(call: Call) -> tuple[bytes, Auth]:
             try:
-                auth = known or await self._admitted(self._certificates.caller(call))
+                auth = known or await self._admitted(self._certificates.caller(call, access_of(rpc)))
                 return await self._request(call), auth
             except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
                 await abort(rpc, call, error)

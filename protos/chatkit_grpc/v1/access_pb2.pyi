@@ -32,9 +32,13 @@ class _AccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Access.ValueTy
     """Changes what is stored, or what a run does."""
     ACCESS_RUN: _Access.ValueType  # 3
     """May start a run, which costs a model's tokens."""
+    ACCESS_ALL_USERS: _Access.ValueType  # 4
+    """Reads what belongs to all users. For services only, and only for those that act for no user."""
 
 class Access(_Access, metaclass=_AccessEnumTypeWrapper):
-    """What an RPC lets its caller do. All are for users, each with what is his own, and for services that act for one."""
+    """What an RPC lets its caller do. All but the last are for users, each with what is his own, and for
+    services that act for one.
+    """
 
 ACCESS_UNSPECIFIED: Access.ValueType  # 0
 """Nobody has said: the method is closed."""
@@ -44,6 +48,8 @@ ACCESS_WRITE: Access.ValueType  # 2
 """Changes what is stored, or what a run does."""
 ACCESS_RUN: Access.ValueType  # 3
 """May start a run, which costs a model's tokens."""
+ACCESS_ALL_USERS: Access.ValueType  # 4
+"""Reads what belongs to all users. For services only, and only for those that act for no user."""
 Global___Access: _TypeAlias = Access  # noqa: Y015
 
 ACCESS_FIELD_NUMBER: _builtins.int

@@ -575,9 +575,9 @@ class TranscribeRequest(_message.Message):
     AUDIO_FIELD_NUMBER: _builtins.int
     MIME_TYPE_FIELD_NUMBER: _builtins.int
     audio: _builtins.bytes
-    """The recording."""
+    """The recording; how long it may be is a matter of MAX_REQUEST_BYTES, in base64 over HTTP."""
     mime_type: _builtins.str
-    """Sample: "audio/webm;codecs=opus"."""
+    """What a browser records, or else mp3, wav or flac. Sample: "audio/webm;codecs=opus"."""
     def __init__(
         self,
         *,

@@ -174,7 +174,9 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Transcribe(self, request, context):
-        """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't.
+        """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't; grpc.health.v1 tells beforehand
+        whether it can, by the name "dictation". UNAVAILABLE (TRANSCRIPTION_BUSY) where it may work in a moment, INTERNAL
+        (TRANSCRIPTION_FAILED) where it won't.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

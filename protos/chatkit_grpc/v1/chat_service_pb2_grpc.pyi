@@ -78,7 +78,10 @@ class ChatServiceStub:
     FAILED_PRECONDITION where item_id isn't a widget.
     """
     Transcribe: _grpc.UnaryUnaryMultiCallable[_chat_service_pb2.TranscribeRequest, _chat_service_pb2.TranscribeResponse]
-    """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't."""
+    """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't; grpc.health.v1 tells beforehand
+    whether it can, by the name "dictation". UNAVAILABLE (TRANSCRIPTION_BUSY) where it may work in a moment, INTERNAL
+    (TRANSCRIPTION_FAILED) where it won't.
+    """
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
@@ -130,7 +133,10 @@ class ChatServiceAsyncStub(ChatServiceStub):
     FAILED_PRECONDITION where item_id isn't a widget.
     """
     Transcribe: _aio.UnaryUnaryMultiCallable[_chat_service_pb2.TranscribeRequest, _chat_service_pb2.TranscribeResponse]  # type: ignore[assignment]
-    """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't."""
+    """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't; grpc.health.v1 tells beforehand
+    whether it can, by the name "dictation". UNAVAILABLE (TRANSCRIPTION_BUSY) where it may work in a moment, INTERNAL
+    (TRANSCRIPTION_FAILED) where it won't.
+    """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """Talking to the assistant. Each streaming call starts a run and watches it to its end; all answer with batches of
@@ -227,6 +233,9 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_service_pb2.TranscribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_chat_service_pb2.TranscribeResponse, _abc.Awaitable[_chat_service_pb2.TranscribeResponse]]:
-        """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't."""
+        """Turns speech into text for the composer. UNIMPLEMENTED where the assistant can't; grpc.health.v1 tells beforehand
+        whether it can, by the name "dictation". UNAVAILABLE (TRANSCRIPTION_BUSY) where it may work in a moment, INTERNAL
+        (TRANSCRIPTION_FAILED) where it won't.
+        """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -47,6 +47,7 @@ class ChatKitRequest(_message.Message):
     RESUME_RUN_FIELD_NUMBER: _builtins.int
     CANCEL_RUN_FIELD_NUMBER: _builtins.int
     GET_RUN_FIELD_NUMBER: _builtins.int
+    SEARCH_THREADS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     metadata: _builtins.str
     """Whatever the integration adds to a request; the assistant finds it in context["request"].metadata. At most 8 KiB."""
@@ -126,6 +127,10 @@ class ChatKitRequest(_message.Message):
     def get_run(self) -> _run_service_pb2.GetRunRequest:
         """Not ChatKit's own. Answers with a run."""
 
+    @_builtins.property
+    def search_threads(self) -> _thread_service_pb2.SearchThreadsRequest:
+        """Not ChatKit's own. Answers with a page of threads and what matches in them."""
+
     def __init__(
         self,
         *,
@@ -148,13 +153,14 @@ class ChatKitRequest(_message.Message):
         resume_run: _run_service_pb2.ResumeRunRequest | None = ...,
         cancel_run: _run_service_pb2.CancelRunRequest | None = ...,
         get_run: _run_service_pb2.GetRunRequest | None = ...,
+        search_threads: _thread_service_pb2.SearchThreadsRequest | None = ...,
         metadata: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_client_tool_output", b"add_client_tool_output", "add_feedback", b"add_feedback", "add_structured_input", b"add_structured_input", "add_user_message", b"add_user_message", "cancel_run", b"cancel_run", "create_attachment", b"create_attachment", "create_thread", b"create_thread", "delete_attachment", b"delete_attachment", "delete_thread", b"delete_thread", "get_run", b"get_run", "get_thread", b"get_thread", "list_items", b"list_items", "list_threads", b"list_threads", "operation", b"operation", "resume_run", b"resume_run", "retry_after_item", b"retry_after_item", "run_action", b"run_action", "run_sync_action", b"run_sync_action", "transcribe", b"transcribe", "update_thread", b"update_thread"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_client_tool_output", b"add_client_tool_output", "add_feedback", b"add_feedback", "add_structured_input", b"add_structured_input", "add_user_message", b"add_user_message", "cancel_run", b"cancel_run", "create_attachment", b"create_attachment", "create_thread", b"create_thread", "delete_attachment", b"delete_attachment", "delete_thread", b"delete_thread", "get_run", b"get_run", "get_thread", b"get_thread", "list_items", b"list_items", "list_threads", b"list_threads", "operation", b"operation", "resume_run", b"resume_run", "retry_after_item", b"retry_after_item", "run_action", b"run_action", "run_sync_action", b"run_sync_action", "search_threads", b"search_threads", "transcribe", b"transcribe", "update_thread", b"update_thread"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_client_tool_output", b"add_client_tool_output", "add_feedback", b"add_feedback", "add_structured_input", b"add_structured_input", "add_user_message", b"add_user_message", "cancel_run", b"cancel_run", "create_attachment", b"create_attachment", "create_thread", b"create_thread", "delete_attachment", b"delete_attachment", "delete_thread", b"delete_thread", "get_run", b"get_run", "get_thread", b"get_thread", "list_items", b"list_items", "list_threads", b"list_threads", "metadata", b"metadata", "operation", b"operation", "resume_run", b"resume_run", "retry_after_item", b"retry_after_item", "run_action", b"run_action", "run_sync_action", b"run_sync_action", "transcribe", b"transcribe", "update_thread", b"update_thread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_client_tool_output", b"add_client_tool_output", "add_feedback", b"add_feedback", "add_structured_input", b"add_structured_input", "add_user_message", b"add_user_message", "cancel_run", b"cancel_run", "create_attachment", b"create_attachment", "create_thread", b"create_thread", "delete_attachment", b"delete_attachment", "delete_thread", b"delete_thread", "get_run", b"get_run", "get_thread", b"get_thread", "list_items", b"list_items", "list_threads", b"list_threads", "metadata", b"metadata", "operation", b"operation", "resume_run", b"resume_run", "retry_after_item", b"retry_after_item", "run_action", b"run_action", "run_sync_action", b"run_sync_action", "search_threads", b"search_threads", "transcribe", b"transcribe", "update_thread", b"update_thread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_thread", "add_user_message", "add_client_tool_output", "add_structured_input", "retry_after_item", "run_action", "run_sync_action", "transcribe", "get_thread", "list_threads", "update_thread", "delete_thread", "list_items", "add_feedback", "create_attachment", "delete_attachment", "resume_run", "cancel_run", "get_run"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_thread", "add_user_message", "add_client_tool_output", "add_structured_input", "retry_after_item", "run_action", "run_sync_action", "transcribe", "get_thread", "list_threads", "update_thread", "delete_thread", "list_items", "add_feedback", "create_attachment", "delete_attachment", "resume_run", "cancel_run", "get_run", "search_threads"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 

@@ -163,6 +163,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     in an `error` event.
     Sample: {"reason": "GUARDRAIL_TRIPPED", "domain": "chatkit-grpc", "metadata": {}}
     """
+    ERROR_REASON_TRANSCRIPTION_FAILED: _ErrorReason.ValueType  # 50
+    """Who turns speech into text refused or answered nonsense, and will again. INTERNAL, 424: ChatKit's page repeats a
+    request that is answered with a 5xx.
+    Sample: {"reason": "TRANSCRIPTION_FAILED", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_TRANSCRIPTION_BUSY: _ErrorReason.ValueType  # 51
+    """Who turns speech into text is busy, fails for now, can't be reached or took too long; where it says when to come
+    back, RetryInfo does. It is no limit of the user's. UNAVAILABLE, 503.
+    Sample: {"reason": "TRANSCRIPTION_BUSY", "domain": "chatkit-grpc", "metadata": {}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of google.rpc.ErrorInfo, without the prefix ERROR_REASON_, in the domain "chatkit-grpc". Its gRPC status and
@@ -309,5 +319,15 @@ ERROR_REASON_GUARDRAIL_TRIPPED: ErrorReason.ValueType  # 32
 """A guardrail of the assistant stopped the answer; the message is its reason. FAILED_PRECONDITION, 422. As a rule told
 in an `error` event.
 Sample: {"reason": "GUARDRAIL_TRIPPED", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_TRANSCRIPTION_FAILED: ErrorReason.ValueType  # 50
+"""Who turns speech into text refused or answered nonsense, and will again. INTERNAL, 424: ChatKit's page repeats a
+request that is answered with a 5xx.
+Sample: {"reason": "TRANSCRIPTION_FAILED", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_TRANSCRIPTION_BUSY: ErrorReason.ValueType  # 51
+"""Who turns speech into text is busy, fails for now, can't be reached or took too long; where it says when to come
+back, RetryInfo does. It is no limit of the user's. UNAVAILABLE, 503.
+Sample: {"reason": "TRANSCRIPTION_BUSY", "domain": "chatkit-grpc", "metadata": {}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,6 +9,7 @@ from chatkit_grpc.v1 import thread_pb2 as _thread_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -21,6 +22,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Speaker:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpeakerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Speaker.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPEAKER_UNSPECIFIED: _Speaker.ValueType  # 0
+    """Never sent."""
+    SPEAKER_USER: _Speaker.ValueType  # 1
+    """The user."""
+    SPEAKER_ASSISTANT: _Speaker.ValueType  # 2
+    """The assistant."""
+    SPEAKER_TOOL: _Speaker.ValueType  # 3
+    """A tool in the user's page."""
+
+class Speaker(_Speaker, metaclass=_SpeakerEnumTypeWrapper):
+    """Who says something."""
+
+SPEAKER_UNSPECIFIED: Speaker.ValueType  # 0
+"""Never sent."""
+SPEAKER_USER: Speaker.ValueType  # 1
+"""The user."""
+SPEAKER_ASSISTANT: Speaker.ValueType  # 2
+"""The assistant."""
+SPEAKER_TOOL: Speaker.ValueType  # 3
+"""A tool in the user's page."""
+Global___Speaker: _TypeAlias = Speaker  # noqa: Y015
 
 class _FeedbackKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -328,6 +357,187 @@ class ListItemsResponse(_message.Message):
 Global___ListItemsResponse: _TypeAlias = ListItemsResponse  # noqa: Y015
 
 @_typing.final
+class SearchThreadsRequest(_message.Message):
+    """Asks for a page of the threads on which something is said."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """What to look for, as people type it. Sample: `"cold brew" recipe -decaf`."""
+    limit: _builtins.int
+    """How many threads at most. Absent or 0: 20. A negative one is refused; a page never has more than 100."""
+    after: _builtins.str
+    """What the page before gave as `after`, for the same query. Absent: from the start."""
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+        limit: _builtins.int | None = ...,
+        after: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "after", b"after", "limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "after", b"after", "limit", b"limit", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___SearchThreadsRequest: _TypeAlias = SearchThreadsRequest  # noqa: Y015
+
+@_typing.final
+class SearchThreadsResponse(_message.Message):
+    """A page of threads that were found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    """Whether there are more."""
+    after: _builtins.str
+    """What to send as `after` for the next page; how it is made is nobody's business. Absent on the last."""
+    @_builtins.property
+    def data(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundThread]:
+        """The threads, those whose title matches first, then by their newest match."""
+
+    def __init__(
+        self,
+        *,
+        data: _abc.Iterable[Global___FoundThread] | None = ...,
+        has_more: _builtins.bool = ...,
+        after: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after", "data", b"data", "has_more", b"has_more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+
+Global___SearchThreadsResponse: _TypeAlias = SearchThreadsResponse  # noqa: Y015
+
+@_typing.final
+class FoundThread(_message.Message):
+    """A thread that was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THREAD_FIELD_NUMBER: _builtins.int
+    TITLE_MATCHES_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    item_count: _builtins.int
+    """How many of its items match."""
+    @_builtins.property
+    def thread(self) -> _thread_pb2.Thread:
+        """The thread, without its items."""
+
+    @_builtins.property
+    def title_matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextRange]:
+        """Where its title matches. Empty where it doesn't."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundItem]:
+        """The newest three of its items that match, newest first."""
+
+    def __init__(
+        self,
+        *,
+        thread: _thread_pb2.Thread | None = ...,
+        title_matches: _abc.Iterable[Global___TextRange] | None = ...,
+        items: _abc.Iterable[Global___FoundItem] | None = ...,
+        item_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["thread", b"thread"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_count", b"item_count", "items", b"items", "thread", b"thread", "title_matches", b"title_matches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundThread: _TypeAlias = FoundThread  # noqa: Y015
+
+@_typing.final
+class FoundItem(_message.Message):
+    """An item that was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    SNIPPET_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    """Which; ListItems with the item before it as `after` shows it in its place."""
+    speaker: Global___Speaker.ValueType
+    """Who says it."""
+    snippet: _builtins.str
+    """The passage that matches, at most some 200 characters, as plain text: it may hold what looks like markup, and is to
+    be shown as it is. It begins or ends with an ellipsis where the text goes on.
+    """
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was said."""
+
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextRange]:
+        """Where the snippet matches."""
+
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        speaker: Global___Speaker.ValueType = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        snippet: _builtins.str = ...,
+        matches: _abc.Iterable[Global___TextRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "item_id", b"item_id", "matches", b"matches", "snippet", b"snippet", "speaker", b"speaker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundItem: _TypeAlias = FoundItem  # noqa: Y015
+
+@_typing.final
+class TextRange(_message.Message):
+    """Part of a text, counted in code points: in JavaScript `[...text].slice(start, start + length).join("")`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    """How many come before it."""
+    length: _builtins.int
+    """How many it has."""
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextRange: _TypeAlias = TextRange  # noqa: Y015
+
+@_typing.final
 class AddFeedbackRequest(_message.Message):
     """Says whether items were any good."""
 
@@ -375,6 +585,272 @@ class AddFeedbackResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AddFeedbackResponse: _TypeAlias = AddFeedbackResponse  # noqa: Y015
+
+@_typing.final
+class ListFeedbackRequest(_message.Message):
+    """Asks for a page of the user's verdicts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_ITEMS_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """How many at most. Absent or 0: 20. A negative one is refused; a page never has more than 1,000."""
+    order: _thread_pb2.Order.ValueType
+    """By the time of the verdict; newest first unless said otherwise. Oldest first, the last `after` can be asked with
+    again later, for what has come since.
+    """
+    after: _builtins.str
+    """What the page before gave as `after`, for the same filter and order. Absent: from the start."""
+    thread_id: _builtins.str
+    """Those on one thread. Absent: on all."""
+    include_items: _builtins.bool
+    """Whether the items come along, each with the user's message that it answers."""
+    @_builtins.property
+    def filter(self) -> Global___FeedbackFilter:
+        """Which verdicts. Absent: all."""
+
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int | None = ...,
+        order: _thread_pb2.Order.ValueType = ...,
+        after: _builtins.str | None = ...,
+        filter: Global___FeedbackFilter | None = ...,
+        thread_id: _builtins.str | None = ...,
+        include_items: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "_thread_id", b"_thread_id", "after", b"after", "filter", b"filter", "limit", b"limit", "thread_id", b"thread_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "_thread_id", b"_thread_id", "after", b"after", "filter", b"filter", "include_items", b"include_items", "limit", b"limit", "order", b"order", "thread_id", b"thread_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    _WhichOneofReturnType__thread_id: _TypeAlias = _typing.Literal["thread_id"]  # noqa: Y015
+    _WhichOneofArgType__thread_id: _TypeAlias = _typing.Literal["_thread_id", b"_thread_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__thread_id) -> _WhichOneofReturnType__thread_id | None: ...
+
+Global___ListFeedbackRequest: _TypeAlias = ListFeedbackRequest  # noqa: Y015
+
+@_typing.final
+class ListFeedbackResponse(_message.Message):
+    """A page of verdicts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    """Whether there are more."""
+    after: _builtins.str
+    """What to send as `after` for the next page; how it is made is nobody's business. Absent where the page is empty; then
+    the one that was sent still holds.
+    """
+    @_builtins.property
+    def data(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feedback]:
+        """The verdicts."""
+
+    def __init__(
+        self,
+        *,
+        data: _abc.Iterable[Global___Feedback] | None = ...,
+        has_more: _builtins.bool = ...,
+        after: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after", "data", b"data", "has_more", b"has_more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+
+Global___ListFeedbackResponse: _TypeAlias = ListFeedbackResponse  # noqa: Y015
+
+@_typing.final
+class ListAllFeedbackRequest(_message.Message):
+    """Asks for a page of all users' verdicts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    INCLUDE_ITEMS_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """How many at most. Absent or 0: 20. A negative one is refused; a page never has more than 1,000."""
+    order: _thread_pb2.Order.ValueType
+    """As in ListFeedbackRequest."""
+    after: _builtins.str
+    """As in ListFeedbackRequest."""
+    include_items: _builtins.bool
+    """Whether the items come along, each with the user's message that it answers."""
+    @_builtins.property
+    def filter(self) -> Global___FeedbackFilter:
+        """Which verdicts. Absent: all."""
+
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int | None = ...,
+        order: _thread_pb2.Order.ValueType = ...,
+        after: _builtins.str | None = ...,
+        filter: Global___FeedbackFilter | None = ...,
+        include_items: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "after", b"after", "filter", b"filter", "limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "after", b"after", "filter", b"filter", "include_items", b"include_items", "limit", b"limit", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___ListAllFeedbackRequest: _TypeAlias = ListAllFeedbackRequest  # noqa: Y015
+
+@_typing.final
+class ListAllFeedbackResponse(_message.Message):
+    """A page of verdicts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    """Whether there are more."""
+    after: _builtins.str
+    """As in ListFeedbackResponse."""
+    @_builtins.property
+    def data(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feedback]:
+        """The verdicts."""
+
+    def __init__(
+        self,
+        *,
+        data: _abc.Iterable[Global___Feedback] | None = ...,
+        has_more: _builtins.bool = ...,
+        after: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after", "data", b"data", "has_more", b"has_more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+
+Global___ListAllFeedbackResponse: _TypeAlias = ListAllFeedbackResponse  # noqa: Y015
+
+@_typing.final
+class FeedbackFilter(_message.Message):
+    """Which verdicts are asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    kind: Global___FeedbackKind.ValueType
+    """Those of one kind. Absent: of both."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Those given or changed at this time or later. Absent: from the first on."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Those given or changed before this time. Absent: to the last."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___FeedbackKind.ValueType = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeedbackFilter: _TypeAlias = FeedbackFilter  # noqa: Y015
+
+@_typing.final
+class Feedback(_message.Message):
+    """A verdict on an item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    USER_MESSAGE_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Whose verdict it is."""
+    thread_id: _builtins.str
+    """The thread that the item is on."""
+    item_id: _builtins.str
+    """The item."""
+    kind: Global___FeedbackKind.ValueType
+    """The verdict."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When the user first gave one."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When he gave this one."""
+
+    @_builtins.property
+    def item(self) -> _item_pb2.ThreadItem:
+        """The item itself. Absent unless asked for."""
+
+    @_builtins.property
+    def user_message(self) -> _item_pb2.ThreadItem:
+        """The last message of the user before the item. Absent unless asked for, and where there is none."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+        item_id: _builtins.str = ...,
+        kind: Global___FeedbackKind.ValueType = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        item: _item_pb2.ThreadItem | None = ...,
+        user_message: _item_pb2.ThreadItem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "item", b"item", "updated_at", b"updated_at", "user_message", b"user_message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "item", b"item", "item_id", b"item_id", "kind", b"kind", "thread_id", b"thread_id", "updated_at", b"updated_at", "user_id", b"user_id", "user_message", b"user_message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Feedback: _TypeAlias = Feedback  # noqa: Y015
 
 @_typing.final
 class AppendItemRequest(_message.Message):

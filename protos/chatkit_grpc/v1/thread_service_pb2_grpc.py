@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ThreadServiceStub:
-    """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
+    """A user's own threads, and what services may see of all users. Somebody else's thread can't be told from one that isn't
+    there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
     rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
@@ -64,10 +65,25 @@ class ThreadServiceStub:
                 request_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListItemsRequest.SerializeToString,
                 response_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListItemsResponse.FromString,
                 _registered_method=True)
+        self.SearchThreads = channel.unary_unary(
+                '/chatkit_grpc.v1.ThreadService/SearchThreads',
+                request_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.SearchThreadsRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.SearchThreadsResponse.FromString,
+                _registered_method=True)
         self.AddFeedback = channel.unary_unary(
                 '/chatkit_grpc.v1.ThreadService/AddFeedback',
                 request_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackRequest.SerializeToString,
                 response_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackResponse.FromString,
+                _registered_method=True)
+        self.ListFeedback = channel.unary_unary(
+                '/chatkit_grpc.v1.ThreadService/ListFeedback',
+                request_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListFeedbackRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListFeedbackResponse.FromString,
+                _registered_method=True)
+        self.ListAllFeedback = channel.unary_unary(
+                '/chatkit_grpc.v1.ThreadService/ListAllFeedback',
+                request_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListAllFeedbackRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListAllFeedbackResponse.FromString,
                 _registered_method=True)
         self.AppendItem = channel.unary_unary(
                 '/chatkit_grpc.v1.ThreadService/AppendItem',
@@ -82,7 +98,8 @@ class ThreadServiceStub:
 
 
 class ThreadServiceServicer:
-    """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
+    """A user's own threads, and what services may see of all users. Somebody else's thread can't be told from one that isn't
+    there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
     rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
@@ -126,8 +143,37 @@ class ThreadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchThreads(self, request, context):
+        """Finds threads by what is said on them and by their titles, hidden context left out. Words must all be there, in one
+        item or in the title, without regard to case and accents; the last word may go on, so that results come while one
+        types. `"words in quotes"` must stand side by side, `-word` must not be there, `OR` between two lets either do.
+        Threads whose title matches come first, then those with the newest match. What is said while somebody leafs through
+        the pages is left out of the later ones. INVALID_ARGUMENT for a query that names no word to look for, or has more
+        than 500 characters or 32 words, and (UNKNOWN_CURSOR) for an `after` that no page gave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddFeedback(self, request, context):
         """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFeedback(self, request, context):
+        """The user's verdicts on items, by the time at which they were given or changed; a changed one moves to the newer end.
+        NOT_FOUND where thread_id names no thread of the user's; INVALID_ARGUMENT (UNKNOWN_CURSOR) for an `after` that no
+        page gave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAllFeedback(self, request, context):
+        """The verdicts of all users, for a service that evaluates answers. It names no user, and each call is logged.
+        PERMISSION_DENIED for whoever isn't a service, and for a service that acts for a user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,10 +228,25 @@ def add_ThreadServiceServicer_to_server(servicer, server):
                     request_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListItemsRequest.FromString,
                     response_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListItemsResponse.SerializeToString,
             ),
+            'SearchThreads': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchThreads,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.SearchThreadsRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.SearchThreadsResponse.SerializeToString,
+            ),
             'AddFeedback': grpc.unary_unary_rpc_method_handler(
                     servicer.AddFeedback,
                     request_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackRequest.FromString,
                     response_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackResponse.SerializeToString,
+            ),
+            'ListFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeedback,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListFeedbackRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListFeedbackResponse.SerializeToString,
+            ),
+            'ListAllFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAllFeedback,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListAllFeedbackRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_thread__service__pb2.ListAllFeedbackResponse.SerializeToString,
             ),
             'AppendItem': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendItem,
@@ -206,7 +267,8 @@ def add_ThreadServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ThreadService:
-    """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
+    """A user's own threads, and what services may see of all users. Somebody else's thread can't be told from one that isn't
+    there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
     rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
@@ -349,6 +411,33 @@ class ThreadService:
             _registered_method=True)
 
     @staticmethod
+    def SearchThreads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatkit_grpc.v1.ThreadService/SearchThreads',
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.SearchThreadsRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.SearchThreadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def AddFeedback(request,
             target,
             options=(),
@@ -365,6 +454,60 @@ class ThreadService:
             '/chatkit_grpc.v1.ThreadService/AddFeedback',
             chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackRequest.SerializeToString,
             chatkit__grpc_dot_v1_dot_thread__service__pb2.AddFeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatkit_grpc.v1.ThreadService/ListFeedback',
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.ListFeedbackRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.ListFeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAllFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatkit_grpc.v1.ThreadService/ListAllFeedback',
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.ListAllFeedbackRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_thread__service__pb2.ListAllFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ThreadServiceStub:
-    """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
+    """A user's own threads, and what services may see of all users. Somebody else's thread can't be told from one that isn't
+    there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
     rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
@@ -52,8 +53,25 @@ class ThreadServiceStub:
     """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among
     them, and never makes a page shorter. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element.
     """
+    SearchThreads: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.SearchThreadsRequest, _thread_service_pb2.SearchThreadsResponse]
+    """Finds threads by what is said on them and by their titles, hidden context left out. Words must all be there, in one
+    item or in the title, without regard to case and accents; the last word may go on, so that results come while one
+    types. `"words in quotes"` must stand side by side, `-word` must not be there, `OR` between two lets either do.
+    Threads whose title matches come first, then those with the newest match. What is said while somebody leafs through
+    the pages is left out of the later ones. INVALID_ARGUMENT for a query that names no word to look for, or has more
+    than 500 characters or 32 words, and (UNKNOWN_CURSOR) for an `after` that no page gave.
+    """
     AddFeedback: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.AddFeedbackRequest, _thread_service_pb2.AddFeedbackResponse]
     """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded."""
+    ListFeedback: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.ListFeedbackRequest, _thread_service_pb2.ListFeedbackResponse]
+    """The user's verdicts on items, by the time at which they were given or changed; a changed one moves to the newer end.
+    NOT_FOUND where thread_id names no thread of the user's; INVALID_ARGUMENT (UNKNOWN_CURSOR) for an `after` that no
+    page gave.
+    """
+    ListAllFeedback: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.ListAllFeedbackRequest, _thread_service_pb2.ListAllFeedbackResponse]
+    """The verdicts of all users, for a service that evaluates answers. It names no user, and each call is logged.
+    PERMISSION_DENIED for whoever isn't a service, and for a service that acts for a user.
+    """
     AppendItem: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.AppendItemRequest, _thread_service_pb2.AppendItemResponse]
     """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name; also to a
     thread that is locked or on which an answer is being made. With start_run the assistant answers it: that run goes on
@@ -70,7 +88,8 @@ class ThreadServiceStub:
 
 @_typing.type_check_only
 class ThreadServiceAsyncStub(ThreadServiceStub):
-    """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
+    """A user's own threads, and what services may see of all users. Somebody else's thread can't be told from one that isn't
+    there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
     rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
@@ -92,8 +111,25 @@ class ThreadServiceAsyncStub(ThreadServiceStub):
     """A page of a thread's items, an answer that is being made included as in GetThread. Hidden context is never among
     them, and never makes a page shorter. INVALID_ARGUMENT (UNKNOWN_CURSOR) where `after` names no element.
     """
+    SearchThreads: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.SearchThreadsRequest, _thread_service_pb2.SearchThreadsResponse]  # type: ignore[assignment]
+    """Finds threads by what is said on them and by their titles, hidden context left out. Words must all be there, in one
+    item or in the title, without regard to case and accents; the last word may go on, so that results come while one
+    types. `"words in quotes"` must stand side by side, `-word` must not be there, `OR` between two lets either do.
+    Threads whose title matches come first, then those with the newest match. What is said while somebody leafs through
+    the pages is left out of the later ones. INVALID_ARGUMENT for a query that names no word to look for, or has more
+    than 500 characters or 32 words, and (UNKNOWN_CURSOR) for an `after` that no page gave.
+    """
     AddFeedback: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.AddFeedbackRequest, _thread_service_pb2.AddFeedbackResponse]  # type: ignore[assignment]
     """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded."""
+    ListFeedback: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.ListFeedbackRequest, _thread_service_pb2.ListFeedbackResponse]  # type: ignore[assignment]
+    """The user's verdicts on items, by the time at which they were given or changed; a changed one moves to the newer end.
+    NOT_FOUND where thread_id names no thread of the user's; INVALID_ARGUMENT (UNKNOWN_CURSOR) for an `after` that no
+    page gave.
+    """
+    ListAllFeedback: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.ListAllFeedbackRequest, _thread_service_pb2.ListAllFeedbackResponse]  # type: ignore[assignment]
+    """The verdicts of all users, for a service that evaluates answers. It names no user, and each call is logged.
+    PERMISSION_DENIED for whoever isn't a service, and for a service that acts for a user.
+    """
     AppendItem: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.AppendItemRequest, _thread_service_pb2.AppendItemResponse]  # type: ignore[assignment]
     """Adds an item to a thread, for services: a notice, context for the model, a message in the user's name; also to a
     thread that is locked or on which an answer is being made. With start_run the assistant answers it: that run goes on
@@ -109,7 +145,8 @@ class ThreadServiceAsyncStub(ThreadServiceStub):
     """
 
 class ThreadServiceServicer(metaclass=_abc_1.ABCMeta):
-    """A user's own threads. Somebody else's thread can't be told from one that isn't there: both are NOT_FOUND.
+    """A user's own threads, and what services may see of all users. Somebody else's thread can't be told from one that isn't
+    there: both are NOT_FOUND.
 
     Pages work with limit and after as ChatKit's do, not with page_size and page_token (AIP-158), so that the bridge stays a
     rename. All calls fail with UNAUTHENTICATED without a user, PERMISSION_DENIED where one is named by somebody who is no
@@ -161,12 +198,47 @@ class ThreadServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def SearchThreads(
+        self,
+        request: _thread_service_pb2.SearchThreadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_thread_service_pb2.SearchThreadsResponse, _abc.Awaitable[_thread_service_pb2.SearchThreadsResponse]]:
+        """Finds threads by what is said on them and by their titles, hidden context left out. Words must all be there, in one
+        item or in the title, without regard to case and accents; the last word may go on, so that results come while one
+        types. `"words in quotes"` must stand side by side, `-word` must not be there, `OR` between two lets either do.
+        Threads whose title matches come first, then those with the newest match. What is said while somebody leafs through
+        the pages is left out of the later ones. INVALID_ARGUMENT for a query that names no word to look for, or has more
+        than 500 characters or 32 words, and (UNKNOWN_CURSOR) for an `after` that no page gave.
+        """
+
+    @_abc_1.abstractmethod
     def AddFeedback(
         self,
         request: _thread_service_pb2.AddFeedbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_thread_service_pb2.AddFeedbackResponse, _abc.Awaitable[_thread_service_pb2.AddFeedbackResponse]]:
         """Says whether items were any good. NOT_FOUND where one of them isn't on the thread; then none is recorded."""
+
+    @_abc_1.abstractmethod
+    def ListFeedback(
+        self,
+        request: _thread_service_pb2.ListFeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_thread_service_pb2.ListFeedbackResponse, _abc.Awaitable[_thread_service_pb2.ListFeedbackResponse]]:
+        """The user's verdicts on items, by the time at which they were given or changed; a changed one moves to the newer end.
+        NOT_FOUND where thread_id names no thread of the user's; INVALID_ARGUMENT (UNKNOWN_CURSOR) for an `after` that no
+        page gave.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAllFeedback(
+        self,
+        request: _thread_service_pb2.ListAllFeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_thread_service_pb2.ListAllFeedbackResponse, _abc.Awaitable[_thread_service_pb2.ListAllFeedbackResponse]]:
+        """The verdicts of all users, for a service that evaluates answers. It names no user, and each call is logged.
+        PERMISSION_DENIED for whoever isn't a service, and for a service that acts for a user.
+        """
 
     @_abc_1.abstractmethod
     def AppendItem(
