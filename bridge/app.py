@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from chatkit_grpc.services import OPENAI_KEY
+from chatkit_grpc.services import MCP_PREFIX, OPENAI_KEY
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -113,12 +113,14 @@ async def health(request: Request) -> Response:
     backend: Backend = request.app.state.backend
     is_serving = await backend.is_serving()
     has_openai_key = bool(is_serving and await backend.is_serving(OPENAI_KEY))
+    mcp_servers = await backend.parts(MCP_PREFIX) if is_serving else {}
     state = {True: "serving", False: "database unavailable", None: "unreachable"}[is_serving]
     return JSONResponse(
         {
             "status": "ok" if is_serving else "unavailable",
             "backend": state,
             "openai_key_configured": has_openai_key,
+            "mcp_servers": {name: "connected" if is_up else "unavailable" for name, is_up in mcp_servers.items()},
             "session_endpoint_available": False,
             "store_implemented": True,
             "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),

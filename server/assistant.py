@@ -40,6 +40,8 @@ from server.hand_over import HandOvers
 from server.history import HistoryConverter, last_message, load_model_input
 from server.item_text import text_of
 from server.left_behind import close_left_behind
+from server.mcp_servers.for_the_assistant import mcp_servers_for
+from server.mcp_servers.mcp_servers import McpServers
 from server.model_calls import Patience
 from server.model_choice import choose_models
 from server.model_failures import NO_ANSWER, ModelFailureError, failure_of
@@ -82,11 +84,15 @@ class Options:
 
 
 def create_assistant(
-    store: Store[RequestContext], settings: Settings | None = None, *, team: Team | None = None
+    store: Store[RequestContext],
+    settings: Settings | None = None,
+    *,
+    team: Team | None = None,
+    mcp_servers: McpServers | None = None,
 ) -> Assistant:
     """The assistant, with the models that the settings choose; without settings, with those of the environment.
 
-    team: agents of one's own.
+    team: agents of one's own. mcp_servers: what those get tools from, where they do.
     """
     settings = settings or Settings.from_env()
     patience = Patience(
@@ -98,7 +104,9 @@ def create_assistant(
         answer_seconds=settings.answer_seconds,
         titles=settings.thread_titles,
     )
-    return Assistant(store, open_models(choose_models(settings), patience), options, team)
+    if mcp_servers is None and team is None:
+        mcp_servers = mcp_servers_for(store, settings)
+    return Assistant(store, open_models(choose_models(settings), patience), options, team, mcp_servers)
 
 
 class Assistant(ChatKitServer[RequestContext]):
@@ -106,6 +114,7 @@ class Assistant(ChatKitServer[RequestContext]):
 
     models: the models that answer. The assistant closes them.
     team: the agents that answer; without them, those of server/team.py.
+    mcp_servers: what those get tools from, beside their own. The assistant opens and closes them.
     """
 
     def __init__(
@@ -114,20 +123,38 @@ class Assistant(ChatKitServer[RequestContext]):
         models: OpenModels,
         options: Options | None = None,
         team: Team | None = None,
+        mcp_servers: McpServers | None = None,
     ) -> None:
         super().__init__(store)
         self.models = models
+        self.mcp_servers = mcp_servers or McpServers()
         self._options = options or Options()
         self._converter = HistoryConverter()
         # Its tools are for trying out: no real model is given them.
         self._shows_off = team is None and all(model.choice.kind == "offline" for model in models)
-        team = team or make_team(asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off)
+        team = team or make_team(
+            asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off, mcp_servers=self.mcp_servers
+        )
         self._turns = Turns(models, team)
         self._default_agent = team.default
 
+    async def aopen(self) -> None:
+        """Begin to connect the MCP servers."""
+        await self.mcp_servers.aopen()
+
     async def aclose(self) -> None:
-        """Close the connections to the models."""
+        """Close the connections to the models and the MCP servers."""
+        await self.mcp_servers.aclose()
         await self.models.aclose()
+
+    @property
+    def passes_authorization(self) -> bool:
+        """Whether an MCP server is called with users' own tokens."""
+        return self.mcp_servers.passes_authorization
+
+    def health_of_parts(self) -> dict[str, bool]:
+        """Of each MCP server of the operator's whether its tools are there. Sample: {"mcp.files": True}."""
+        return self.mcp_servers.health_of_parts()
 
     def check_options(self, options: InferenceOptions) -> None:
         """Refuse a message whose user has picked what isn't there. Raises ValidationError, which lists what is."""

@@ -71,6 +71,7 @@ class Settings:
     answer_seconds: float = 600.0
     context_tokens: int = 32_000
     thread_titles: bool = True
+    mcp_servers: Path | None = None
 
     @classmethod
     def from_env(cls) -> Settings:
@@ -121,6 +122,7 @@ class Settings:
             "model_base_url": env.str("MODEL_BASE_URL", "", validate=check_http_url) or None,
             "model_api_key": env.text("MODEL_API_KEY"),
             "model_name": env.text("MODEL_NAME"),
+            "mcp_servers": env.file("MCP_SERVERS"),
             "models": env.file("MODELS"),
             "model_first_token_seconds": env.float(
                 "MODEL_FIRST_TOKEN_SECONDS", default.model_first_token_seconds, validate=must_be.Range(0.1, 3600)

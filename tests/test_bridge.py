@@ -266,6 +266,7 @@ async def test_health_tells_what_the_system_is(system: System) -> None:
         "status": "ok",
         "backend": "serving",
         "openai_key_configured": False,
+        "mcp_servers": {},
         "session_endpoint_available": False,
         "store_implemented": True,
     }
