@@ -36,7 +36,6 @@ from chatkit_grpc.errors import DatabaseError
 from server.agent_record import AgentRecord
 from server.agent_stream import stream_answer
 from server.context import RequestContext
-from server.hand_over import HandOvers
 from server.history import HistoryConverter, last_message, load_model_input
 from server.item_text import text_of
 from server.left_behind import close_left_behind
@@ -51,6 +50,7 @@ from server.settings import Settings
 from server.showcase_actions import answer_action, answer_sync_action
 from server.team import Team, make_team
 from server.titles import first_words, make_title
+from server.tool_tasks import ToolTasks
 from server.turns import PickedModel, Turn, Turns
 
 logger = logging.getLogger(__name__)
@@ -200,14 +200,21 @@ class Assistant(ChatKitServer[RequestContext]):
         agent_context: AgentContext[Any] = AgentContext(thread=thread, store=self.store, request_context=context)
         record = AgentRecord.begin(context)
         context.usage.model = turn.model.choice.id
+        tool_tasks = ToolTasks(agent_context)
         # Traces would go to OpenAI, whichever model answers.
         config = RunConfig(model_provider=PickedModel(self.models, turn.model), tracing_disabled=True)
-        result = Runner.run_streamed(turn.agent, told, context=agent_context, hooks=HandOvers(), run_config=config)
+        result = Runner.run_streamed(turn.agent, told, context=agent_context, hooks=tool_tasks, run_config=config)
         failure: CustomStreamError | None = None
         has_answered, last_item = False, None
         try:
-            answer = stream_answer(agent_context, result, record=record, seconds=self._options.answer_seconds)
-            async with aclosing(answer) as events:
+            answer = stream_answer(
+                agent_context,
+                result,
+                record=record,
+                seconds=self._options.answer_seconds,
+                on_run_event=tool_tasks.take_run_event,
+            )
+            async with aclosing(tool_tasks.show(answer)) as events:
                 async for event in events:
                     has_answered = True
                     if isinstance(event, ThreadItemDoneEvent):

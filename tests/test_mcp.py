@@ -22,8 +22,8 @@ from server.mcp_servers.settings import ChildSettings
 from server.mcp_servers.supervisor import Rhythm
 from tests.database import fresh_database
 from tests.fake_openai import Call, Say
-from tests.mcp_fixtures import CHILD, Plugged, child, is_alive, plugged, until
-from tests.page import events_of, post, say
+from tests.mcp_fixtures import CHILD, QUICK, Plugged, child, is_alive, plugged, until
+from tests.page import body_of, events_of, post, say
 from tests.processes import half
 
 KINDS = ("responses", "chat_completions")
@@ -299,3 +299,20 @@ async def test_the_end_of_the_process_leaves_no_other(
         os.kill(server.pid, number)
         await until(lambda: not server.is_running)
     await until(lambda: not any(map(is_alive, children)))
+
+
+async def test_a_stop_ends_a_call_and_leaves_the_server_alone(database_url: str) -> None:
+    async with plugged(database_url, {"box": child()}, rhythm=QUICK) as running:
+        pid = int(await running.call("mcp_box__pid"))
+        running.model.then(Call("mcp_box__hang", {}), Say(text="Never."))
+        answering = asyncio.create_task(post(running.system, say("Go")))
+        await until(lambda: len(running.model.requests) == 3)
+        await asyncio.sleep(0.1)
+        thread_id = (await post(running.system, body_of("threads.list", limit=1))).json()["data"][0]["id"]
+        await post(running.system, body_of("runs.cancel", thread_id=thread_id))
+        events = events_of(await answering)
+        task = events[-1]["item"]["workflow"]["tasks"][0]
+        assert (task["status_indicator"], task["content"]) == ("complete", "This was stopped.")
+        assert is_alive(pid)
+        items = (await post(running.system, body_of("items.list", thread_id=thread_id, order="asc"))).json()["data"]
+        assert [item["type"] for item in items] == ["user_message", "workflow"]
