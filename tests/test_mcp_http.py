@@ -124,6 +124,16 @@ async def test_a_slow_call_of_one_user_holds_up_no_other(database_url: str) -> N
         slow.cancel()
 
 
+@SESSIONS
+async def test_a_users_call_ends_in_time_too(database_url: str, has_sessions: bool) -> None:
+    async with plugged_http(
+        database_url, has_sessions=has_sessions, pass_authorization=True, call_timeout_seconds=0.5
+    ) as running:
+        began = time.monotonic()
+        assert "did not answer within 0.5 seconds" in await running.call("mcp_web__nap", {"seconds": 5}, user="alice")
+        assert time.monotonic() - began < 2
+
+
 async def test_a_large_result_is_refused_and_the_server_stays(database_url: str) -> None:
     async with plugged_http(database_url, max_message_bytes=100_000) as running:
         assert "refused the call" in await running.call("mcp_web__large", {"characters": 1_000_000})

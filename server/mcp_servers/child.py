@@ -107,7 +107,7 @@ class _Reader:
             while True:
                 try:
                     line = await self._process.stdout.readuntil()
-                except asyncio.IncompleteReadError:
+                except (asyncio.IncompleteReadError, OSError):
                     return
                 except asyncio.LimitOverrunError:
                     log.warning("the MCP server %s sent a message that is too large", self._name)
@@ -130,7 +130,7 @@ class _Reader:
 
 async def _write(process: asyncio.subprocess.Process, outgoing: MemoryObjectReceiveStream[SessionMessage]) -> None:
     assert process.stdin is not None  # noqa: S101 # as above
-    with outgoing, suppress(OSError):
+    with outgoing, suppress(OSError, RuntimeError):  # RuntimeError: uvloop's word for a pipe that is closed
         async for message in outgoing:
             process.stdin.write(message.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
             await process.stdin.drain()

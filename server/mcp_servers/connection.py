@@ -61,7 +61,7 @@ class Connection:
             futures: list[asyncio.Future[Any]] = [self._holder, self._client]
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             if self._holder.done():
-                self._holder.result()
+                _outcome(self._holder)
         except BaseException:
             await self.close(at_once=True)
             raise
@@ -102,7 +102,7 @@ class Connection:
             await asyncio.wait([asking, self._holder], return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
                 raise ConnectionError("the session has ended")
-            return await asking
+            return _outcome(asking)
         finally:
             # Not waited for: the SDK tells the server that nobody waits any more, for seconds where that is stuck.
             if not asking.done():
@@ -129,5 +129,18 @@ async def connected(open_streams: OpenStreams) -> AsyncIterator[Connection]:
     await connection.open()
     try:
         yield connection
-    finally:
-        await connection.close()
+    except BaseException:
+        # Whoever has waited too long doesn't wait for a farewell.
+        await connection.close(at_once=True)
+        raise
+    await connection.close()
+
+
+def _outcome(task: asyncio.Task[T]) -> T:
+    """What a task gave. That the SDK has cancelled it is a failure like others, and no cancel of whoever waits."""
+    if task.cancelled():
+        raise ConnectionError("the session was cancelled")
+    error = task.exception()
+    if isinstance(error, BaseExceptionGroup) and not isinstance(error, Exception):
+        raise ConnectionError("the session was cancelled") from error
+    return task.result()
