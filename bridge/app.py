@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from chatkit_grpc.services import DICTATION_KEY, OPENAI_KEY
+from chatkit_grpc.services import DICTATION_KEY, MCP_PREFIX, OPENAI_KEY
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -114,6 +114,7 @@ async def health(request: Request) -> Response:
     is_serving = await backend.is_serving()
     has_openai_key = bool(is_serving and await backend.is_serving(OPENAI_KEY))
     takes_dictation = bool(is_serving and await backend.is_serving(DICTATION_KEY))
+    mcp_servers = await backend.parts(MCP_PREFIX) if is_serving else {}
     state = {True: "serving", False: "database unavailable", None: "unreachable"}[is_serving]
     return JSONResponse(
         {
@@ -121,6 +122,7 @@ async def health(request: Request) -> Response:
             "backend": state,
             "openai_key_configured": has_openai_key,
             "dictation": takes_dictation,
+            "mcp_servers": {name: "connected" if is_up else "unavailable" for name, is_up in mcp_servers.items()},
             "session_endpoint_available": False,
             "store_implemented": True,
             "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),

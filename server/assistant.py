@@ -41,10 +41,11 @@ from server.agent_stream import stream_answer
 from server.context import RequestContext
 from server.dictation import Dictation
 from server.dictation_settings import HOW_TO_PLUG_IN_DICTATION, choose_transcriber
-from server.hand_over import HandOvers
 from server.history import HistoryConverter, last_message, load_model_input
 from server.item_text import text_of
 from server.left_behind import close_left_behind
+from server.mcp_servers.for_the_assistant import mcp_servers_for
+from server.mcp_servers.mcp_servers import McpServers
 from server.model_calls import Patience
 from server.model_choice import choose_models
 from server.model_failures import NO_ANSWER, ModelFailureError, failure_of
@@ -54,6 +55,7 @@ from server.settings import Settings
 from server.showcase_actions import answer_action, answer_sync_action
 from server.team import Team, make_team
 from server.titles import first_words, make_title
+from server.tool_tasks import ToolTasks
 from server.turns import PickedModel, Turn, Turns
 
 logger = logging.getLogger(__name__)
@@ -87,11 +89,15 @@ class Options:
 
 
 def create_assistant(
-    store: Store[RequestContext], settings: Settings | None = None, *, team: Team | None = None
+    store: Store[RequestContext],
+    settings: Settings | None = None,
+    *,
+    team: Team | None = None,
+    mcp_servers: McpServers | None = None,
 ) -> Assistant:
     """The assistant, with the models that the settings choose; without settings, with those of the environment.
 
-    team: agents of one's own.
+    team: agents of one's own. mcp_servers: what those get tools from, where they do.
     """
     settings = settings or Settings.from_env()
     patience = Patience(
@@ -104,12 +110,15 @@ def create_assistant(
         titles=settings.thread_titles,
     )
     transcriber = choose_transcriber(settings.dictation, settings.openai_api_key)
+    if mcp_servers is None and team is None:
+        mcp_servers = mcp_servers_for(store, settings)
     return Assistant(
         store,
         open_models(choose_models(settings), patience),
         options,
         team=team,
         dictation=Dictation(transcriber) if transcriber else None,
+        mcp_servers=mcp_servers,
     )
 
 
@@ -119,6 +128,7 @@ class Assistant(ChatKitServer[RequestContext]):
     models: the models that answer. The assistant closes them.
     team: the agents that answer; without them, those of server/team.py.
     dictation: turns speech into text, where there is somebody who does. The assistant closes it.
+    mcp_servers: what those get tools from, beside their own. The assistant opens and closes them.
     """
 
     def __init__(
@@ -129,20 +139,29 @@ class Assistant(ChatKitServer[RequestContext]):
         *,
         team: Team | None = None,
         dictation: Dictation | None = None,
+        mcp_servers: McpServers | None = None,
     ) -> None:
         super().__init__(store)
         self.models = models
+        self.mcp_servers = mcp_servers or McpServers()
         self._options = options or Options()
         self._dictation = dictation
         self._converter = HistoryConverter()
         # Its tools are for trying out: no real model is given them.
         self._shows_off = team is None and all(model.choice.kind == "offline" for model in models)
-        team = team or make_team(asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off)
+        team = team or make_team(
+            asks_for_usage=self._options.asks_for_usage, shows_off=self._shows_off, mcp_servers=self.mcp_servers
+        )
         self._turns = Turns(models, team)
         self._default_agent = team.default
 
+    async def aopen(self) -> None:
+        """Begin to connect the MCP servers."""
+        await self.mcp_servers.aopen()
+
     async def aclose(self) -> None:
-        """Close the connections to the models, and to who transcribes."""
+        """Close the connections to the models, to who transcribes, and to the MCP servers."""
+        await self.mcp_servers.aclose()
         await self.models.aclose()
         if self._dictation is not None:
             await self._dictation.aclose()
@@ -157,6 +176,15 @@ class Assistant(ChatKitServer[RequestContext]):
         if self._dictation is None:
             raise ValidationError(HOW_TO_PLUG_IN_DICTATION, reason=reasons.ERROR_REASON_UNSUPPORTED)
         return await self._dictation.transcribe(audio_input, context)
+
+    @property
+    def passes_authorization(self) -> bool:
+        """Whether an MCP server is called with users' own tokens."""
+        return self.mcp_servers.passes_authorization
+
+    def health_of_parts(self) -> dict[str, bool]:
+        """Of each MCP server of the operator's whether its tools are there. Sample: {"mcp.files": True}."""
+        return self.mcp_servers.health_of_parts()
 
     def check_options(self, options: InferenceOptions) -> None:
         """Refuse a message whose user has picked what isn't there. Raises ValidationError, which lists what is."""
@@ -202,14 +230,21 @@ class Assistant(ChatKitServer[RequestContext]):
         agent_context: AgentContext[Any] = AgentContext(thread=thread, store=self.store, request_context=context)
         record = AgentRecord.begin(context)
         context.usage.model = turn.model.choice.id
+        tool_tasks = ToolTasks(agent_context)
         # Traces would go to OpenAI, whichever model answers.
         config = RunConfig(model_provider=PickedModel(self.models, turn.model), tracing_disabled=True)
-        result = Runner.run_streamed(turn.agent, told, context=agent_context, hooks=HandOvers(), run_config=config)
+        result = Runner.run_streamed(turn.agent, told, context=agent_context, hooks=tool_tasks, run_config=config)
         failure: CustomStreamError | None = None
         has_answered, last_item = False, None
         try:
-            answer = stream_answer(agent_context, result, record=record, seconds=self._options.answer_seconds)
-            async with aclosing(answer) as events:
+            answer = stream_answer(
+                agent_context,
+                result,
+                record=record,
+                seconds=self._options.answer_seconds,
+                on_run_event=tool_tasks.take_run_event,
+            )
+            async with aclosing(tool_tasks.show(answer)) as events:
                 async for event in events:
                     has_answered = True
                     if isinstance(event, ThreadItemDoneEvent):

@@ -44,6 +44,7 @@ from server.model_choice import HOW_TO_PLUG_IN_A_MODEL
 
 TIME_TOOL = "current_time"
 SUM_TOOL = "add_numbers"
+SEARCH_TOOL = "mcp_threads__search_threads"
 """The tools that the offline model knows how to use, where the agent has them."""
 
 
@@ -127,7 +128,13 @@ class _Conversation:
     def tool_output(self) -> str | None:
         """What a tool has just answered, if that is what the model is called for."""
         last = self._items[-1] if self._items else {}
-        return str(last["output"]) if last.get("type") == "function_call_output" else None
+        if last.get("type") != "function_call_output":
+            return None
+        output = last["output"]
+        if isinstance(output, str):
+            return output
+        # MCP's come in parts.
+        return "\n".join(str(part.get("text") or f"[{part['type']}]") for part in output)
 
     @property
     def form(self) -> str | None:
@@ -175,10 +182,25 @@ def _command(question: str, tools: set[str]) -> _Answer | None:
     if found is None:
         return None
     name, rest = found["name"].replace("-", "_").lower(), found["rest"].strip()
+    if name == "search" and SEARCH_TOOL in tools and rest:
+        return _tool_call(SEARCH_TOOL, {"words": rest})
+    if name == "tool" and (called := _any_tool(rest, tools)):
+        return called
     tool = f"transfer_to_{rest.lower()}" if name == "handoff" else f"show_{name}"
     if tool in tools:
         return _tool_call(tool, {})
     return _message(f"I know nothing of /{name} here. Try /help, or /handoff assistant if somebody else is answering.")
+
+
+def _any_tool(asked: str, tools: set[str]) -> ResponseFunctionToolCall | None:
+    """The call that "/tool NAME {JSON}" asks for. None where there is no such tool."""
+    name, _, arguments = asked.partition(" ")
+    if name not in tools:
+        return None
+    try:
+        return _tool_call(name, json.loads(arguments or "{}"))
+    except ValueError:
+        return None
 
 
 def _spaced(question: str) -> str:
@@ -202,7 +224,7 @@ def _self_description(conversation: _Conversation) -> str:
         f"You wrote: “{conversation.last_message}”. "
         f"In this conversation that is your message number {conversation.number_of_messages}. "
         "I can tell the time and add numbers: ask “What time is it?” or “What is 2 + 40?”. "
-        "Say “/help” to see what else this chat can show. "
+        "Say “/help” to see what else this chat can show, or “/search words” to look into your other threads. "
         f"{HOW_TO_PLUG_IN_A_MODEL}"
     )
 

@@ -18,6 +18,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from server.auth.passing import keep_authorization
 from server.context import Auth, RequestContext, RequestInfo
 from server.failures import abort
 from server.limits.deadline import out_of_time, seconds_for, until, within
@@ -38,10 +39,13 @@ class ServiceAdapter:
 
     Its handlers take who calls as `auth`, from the interceptor (server/auth/interceptor.py) and nobody else.
     A streaming method yields serialised responses, so that one that many watch is serialised once.
+
+    keeps_authorization: whether users' tokens are kept with their contexts, to be passed on (server/auth/passing.py).
     """
 
-    def __init__(self, limits: LimitSettings) -> None:
+    def __init__(self, limits: LimitSettings, *, keeps_authorization: bool = False) -> None:
         self._limits = limits
+        self._keeps_authorization = keeps_authorization
 
     def handler(self, descriptor: ServiceDescriptor, service: object) -> grpc.GenericRpcHandler:
         """The handler of a service. Raises AttributeError where the class lacks the method of an RPC."""
@@ -100,7 +104,10 @@ class ServiceAdapter:
         # In this order: how much there is to check is limited first.
         check_sizes(request, self._limits)
         codec.check(request)
-        return request, RequestContext.of(auth, _request_info(rpc, metadata))
+        context = RequestContext.of(auth, _request_info(rpc, metadata))
+        if self._keeps_authorization:
+            keep_authorization(context, metadata)
+        return request, context
 
 
 def _request_info(rpc: str, metadata: Metadata) -> RequestInfo:

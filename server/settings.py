@@ -73,6 +73,7 @@ class Settings:
     context_tokens: int = 32_000
     thread_titles: bool = True
     dictation: DictationSettings = NO_DICTATION
+    mcp_servers: Path | None = None
 
     @classmethod
     def from_env(cls) -> Settings:
@@ -123,6 +124,7 @@ class Settings:
             "model_base_url": env.str("MODEL_BASE_URL", "", validate=check_http_url) or None,
             "model_api_key": env.text("MODEL_API_KEY"),
             "model_name": env.text("MODEL_NAME"),
+            "mcp_servers": env.file("MCP_SERVERS"),
             "models": env.file("MODELS"),
             "model_first_token_seconds": env.float(
                 "MODEL_FIRST_TOKEN_SECONDS", default.model_first_token_seconds, validate=must_be.Range(0.1, 3600)

@@ -27,6 +27,7 @@ from server.item_text import sender_of, text_of
 from server.lease import Lease, LeaseLostError, lease_of
 from server.records import Columns, attachment_of, columns_of, item_of, json_of, json_of_item, jsonb_of, thread_of
 from server.text_repair import whole
+from server.thread_words import Place, find_words
 from server.times import to_utc
 
 T = TypeVar("T")
@@ -243,6 +244,12 @@ class PostgresStore(Store[RequestContext]):
                 "There is no user's message to answer again.", reason=reasons.ERROR_REASON_FAILED_PRECONDITION
             )
         return row["message_id"], row["removed"] or []
+
+    async def find_words(
+        self, words: str, limit: int, context: RequestContext, *, but_not_in: str | None = None
+    ) -> list[Place]:
+        """The newest messages that have all the words, but those of a thread that is left out."""
+        return await find_words(self._database, context["user_id"], words, limit, but_not_in=but_not_in)
 
     async def save_attachment(self, attachment: Attachment, context: RequestContext) -> None:
         """Write an attachment, its integration-only metadata included."""

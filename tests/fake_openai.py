@@ -40,11 +40,19 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call, after a message where `saying` has one."""
+    """A tool call, after a message where `saying` has one, and with others at the same time.
+
+    thinking: as above.
+    """
 
     name: str
     arguments: Mapping[str, Any]
     saying: str = ""
+    thinking: str = ""
+    also: Sequence[Call] = ()
+
+    def all(self) -> list[Call]:
+        return [self, *self.also]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +235,14 @@ def _chat_completions(  # noqa: C901 # a case for each kind of step
         yield chunk({"role": "assistant", "content": ""}), False
         yield chunk({}, {"filter": "content_filter", "cut": "length"}.get(step.how, "stop")), False
     elif isinstance(step, Call):
+        if step.thinking:
+            yield chunk({"reasoning_content": step.thinking}), False
         if step.saying:
             yield chunk({"role": "assistant", "content": step.saying}), False
-        function = {"name": step.name, "arguments": json.dumps(step.arguments)}
-        call = {"index": 0, "id": f"call_{next(_ids)}", "type": "function", "function": function}
-        yield chunk({"role": "assistant", "tool_calls": [call]}), False
+        for index, called in enumerate(step.all()):
+            function = {"name": called.name, "arguments": json.dumps(called.arguments)}
+            call = {"index": index, "id": f"call_{next(_ids)}", "type": "function", "function": function}
+            yield chunk({"role": "assistant", "tool_calls": [call]}), False
         yield chunk({}, "tool_calls"), False
     if wants_usage:
         usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 1}
@@ -287,13 +298,13 @@ def _responses(step: Step) -> Iterator[tuple[str, bool]]:
         yield event("response.content_part.done", part=message["content"][0], **at), False
         yield event("response.output_item.done", output_index=0, item=message), False
         output.append(message)
-    if isinstance(step, Call):
+    for called in step.all() if isinstance(step, Call) else ():
         call = {
             "id": f"fc_{next(_ids)}",
             "call_id": f"call_{next(_ids)}",
             "type": "function_call",
-            "name": step.name,
-            "arguments": json.dumps(step.arguments),
+            "name": called.name,
+            "arguments": json.dumps(called.arguments),
             "status": "completed",
         }
         index = len(output)

@@ -328,9 +328,9 @@ async def test_the_model_is_told_of_its_own_calls_on_the_next_turn(database_url:
         told = json.dumps(talk.told())
         positions = [told.index(word) for word in ("What is 2", "add_numbers", '"42"', "It is 42", "Thanks")]
         assert positions == sorted(positions)
-        # With the message that they led to, in its row.
-        (answer, _) = [item for item in await talk.stored() if item["type"] == "assistant_message"]
-        assert [(call["name"], call["output"]) for call in answer["record"]] == [("add_numbers", "42")]
+        # With the item that shows them, in its row.
+        (shown,) = [item for item in await talk.stored() if item["type"] == "workflow"]
+        assert [(call["name"], call["output"]) for call in shown["record"]] == [("add_numbers", "42")]
         assert len(talk.fake.requests) == 3
 
 

@@ -311,7 +311,8 @@ async def test_two_messages_in_a_tool_turn_are_two_items(kind: str) -> None:
         first, second = talk.kept("assistant_message")
         assert first.id != second.id
         assert [text_of(first).strip(), text_of(second).strip()] == ["Let me see.", "It is 42"]
-        assert updated(events) == {first.id, second.id}
+        (tools,) = talk.kept("workflow")
+        assert updated(events) == {first.id, second.id, tools.id}
         assert "__fake_id__" not in json.dumps(events)
 
 

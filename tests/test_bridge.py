@@ -267,6 +267,7 @@ async def test_health_tells_what_the_system_is(system: System) -> None:
         "backend": "serving",
         "openai_key_configured": False,
         "dictation": True,
+        "mcp_servers": {},
         "session_endpoint_available": False,
         "store_implemented": True,
     }

