@@ -42,7 +42,7 @@ class Say:
 class Call:
     """A tool call, after a message where `saying` has one, and with others at the same time.
 
-    thinking: as above.
+    thinking: as above. call_id: one that isn't new each time, as some servers give.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Call:
     saying: str = ""
     thinking: str = ""
     also: Sequence[Call] = ()
+    call_id: str = ""
 
     def all(self) -> list[Call]:
         return [self, *self.also]
@@ -65,9 +66,10 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The model declines, in its own words."""
+    """The model declines, in its own words; it may think aloud before, where the interface is Chat Completions."""
 
     words: str = "secret words of a refusal"
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,8 @@ def _chat_completions(  # noqa: C901 # a case for each kind of step
             yield chunk({"content": piece}), True
         yield chunk({}, "stop"), False
     elif isinstance(step, Refuse):
+        if step.thinking:
+            yield chunk({"reasoning_content": step.thinking}), False
         yield chunk({"role": "assistant", "refusal": step.words}), False
         yield chunk({}, "stop"), False
     elif isinstance(step, Misbehave) and step.how in {"fail", "junk"}:
@@ -241,7 +245,12 @@ def _chat_completions(  # noqa: C901 # a case for each kind of step
             yield chunk({"role": "assistant", "content": step.saying}), False
         for index, called in enumerate(step.all()):
             function = {"name": called.name, "arguments": json.dumps(called.arguments)}
-            call = {"index": index, "id": f"call_{next(_ids)}", "type": "function", "function": function}
+            call = {
+                "index": index,
+                "id": called.call_id or f"call_{next(_ids)}",
+                "type": "function",
+                "function": function,
+            }
             yield chunk({"role": "assistant", "tool_calls": [call]}), False
         yield chunk({}, "tool_calls"), False
     if wants_usage:
@@ -301,7 +310,7 @@ def _responses(step: Step) -> Iterator[tuple[str, bool]]:
     for called in step.all() if isinstance(step, Call) else ():
         call = {
             "id": f"fc_{next(_ids)}",
-            "call_id": f"call_{next(_ids)}",
+            "call_id": called.call_id or f"call_{next(_ids)}",
             "type": "function_call",
             "name": called.name,
             "arguments": json.dumps(called.arguments),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,9 @@ from typing import Any
 
 import grpc
 import pytest
+from agents import Agent, RunContextWrapper, ToolGuardrailFunctionOutput, function_tool, tool_input_guardrail
+from chatkit.agents import ClientToolCall
+from chatkit.types import UserMessageItem
 from chatkit_grpc.environment import SettingsError
 from chatkit_grpc.errors import from_rpc_error
 from chatkit_grpc.v1 import chat_service_pb2 as chat
@@ -23,8 +27,11 @@ from chatkit_grpc.v1.run_pb2 import RunState
 from chatkit_grpc.v1.run_service_pb2_grpc import RunServiceStub
 
 from server.assistant import create_assistant
+from server.context import Auth, RequestContext
 from server.model_choice import choose_models
+from server.secret_guard import without_secrets
 from server.settings import Settings
+from server.team import Team
 from tests.fake_openai import PROMPT_TOKENS, Call, Fail, FakeOpenAI, Misbehave, Refuse, Say, Step
 from tests.page import SSE, body_of, events_of, post, say
 from tests.system import System, open_system
@@ -70,6 +77,7 @@ async def talk_with(
     *script: Step,
     kind: str = "chat_completions",
     settings: Settings = PLAIN,
+    team: Team | None = None,
 ) -> AsyncIterator[Talk]:
     async with FakeOpenAI(script or (Say(),)) as fake:
         with pytest.MonkeyPatch.context() as patch:
@@ -78,12 +86,14 @@ async def talk_with(
                 settings = replace(settings, openai_api_key="sk-test")
             else:
                 settings = replace(settings, model_base_url=fake.base_url, model_name="fake")
-            async with open_assistant(database_url, settings) as system:
+            async with open_assistant(database_url, settings, team) as system:
                 yield Talk(system, fake)
 
 
-def open_assistant(database_url: str, settings: Settings) -> AbstractAsyncContextManager[System]:
-    return open_system(database_url, lambda store: create_assistant(store, settings), server=settings)
+def open_assistant(
+    database_url: str, settings: Settings, team: Team | None = None
+) -> AbstractAsyncContextManager[System]:
+    return open_system(database_url, lambda store: create_assistant(store, settings, team=team), server=settings)
 
 
 def a_message(text: str = "Hi", **options: Any) -> chat.CreateThreadRequest:
@@ -227,14 +237,12 @@ def listing(tmp_path: Path, fake: FakeOpenAI) -> Path:
 
 @asynccontextmanager
 async def two_models(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *script: Step
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *script: Step, team: Team | None = None
 ) -> AsyncIterator[Talk]:
     monkeypatch.setenv("KEY_OF_SMALL", "key-of-small")
     async with FakeOpenAI(script or (Say(),)) as fake:
         settings = replace(PLAIN, models=listing(tmp_path, fake))
-        async with open_system(
-            database_url, lambda store: create_assistant(store, settings), server=settings
-        ) as system:
+        async with open_assistant(database_url, settings, team) as system:
             yield Talk(system, fake)
 
 
@@ -364,6 +372,52 @@ async def test_calls_before_a_stop_are_told_with_what_was_kept(database_url: str
         assert '"42"' in json.dumps(talk.told())
 
 
+@pytest.mark.parametrize("step", [Fail(500), Refuse(), Say(tokens=9, break_after=3)])
+async def test_calls_before_a_failure_are_told_on_the_next_turn(database_url: str, step: Step) -> None:
+    async with talk_with(database_url, SUM, step, Say()) as talk:
+        events = await talk.ask(say("What is 2 + 40?"))
+        assert events[-1]["type"] == "error"
+        await talk.ask(say("Well?", thread_id=events[0]["thread"]["id"]))
+        assert "add_numbers" in json.dumps(talk.told())
+        assert '"42"' in json.dumps(talk.told())
+        shown = (await post(talk.system, body_of("items.list", thread_id=events[0]["thread"]["id"]))).json()["data"]
+        assert "sdk_hidden_context" not in {item["type"] for item in shown}
+
+
+async def test_calls_whose_ids_are_the_same_are_told_apart(database_url: str) -> None:
+    """Some servers number their calls anew for each answer."""
+    first, second = (replace(SUM, arguments={"numbers": [n]}, call_id="call_0") for n in (7, 8))
+    async with talk_with(database_url, first, Say(), second, Say(), Say()) as talk:
+        events = await talk.ask(say("Add"))
+        for text in ("And more", "Thanks"):
+            await talk.ask(say(text, thread_id=events[0]["thread"]["id"]))
+        told = talk.told()
+        calls = [call for message in told for call in message.get("tool_calls") or ()]
+        outputs = {message["tool_call_id"]: message["content"] for message in told if message["role"] == "tool"}
+        given = [(json.loads(call["function"]["arguments"])["numbers"], outputs[call["id"]]) for call in calls]
+        assert given == [([7], "7"), ([8], "8")]
+
+
+async def test_what_a_tool_gives_may_be_no_text_that_a_database_takes(database_url: str) -> None:
+    team = Team([("a", Agent(name="A", tools=[nasty]))])
+    async with talk_with(database_url, Call("nasty", {}), Say(), Say(), team=team) as talk:
+        events = await talk.ask(say("Go"))
+        assert events[-1]["type"] == "thread.item.done"
+        await talk.ask(say("On", thread_id=events[0]["thread"]["id"]))
+        (output,) = [message["content"] for message in talk.told() if message["role"] == "tool"]
+        assert output.startswith("a\ufffdb")
+        assert len(output) < 40_000
+
+
+async def test_records_are_kept_behind_row_level_security_too(database_url: str) -> None:
+    walled = replace(PLAIN, row_level_security=True)
+    async with talk_with(database_url, SUM, Say(), settings=walled) as talk:
+        events = await talk.ask(say("What is 2 + 40?"))
+        await talk.ask(say("Thanks", thread_id=events[0]["thread"]["id"]))
+        assert '"42"' in json.dumps(talk.told())
+        assert (await run_of(talk, events[0]["thread"]["id"])).usage.requests == 1
+
+
 async def test_answering_again_forgets_the_calls_of_the_first_answer(database_url: str) -> None:
     async with talk_with(database_url, SUM, Say(text="It is 42"), Say(text="It is 43")) as talk:
         events = await talk.ask(say("What is 2 + 40?"))
@@ -413,6 +467,38 @@ async def test_a_request_chooses_a_tool(database_url: str) -> None:
         assert chosen[1] in {None, "auto"}
 
 
+async def test_a_tool_that_was_chosen_is_no_business_of_another_agent(database_url: str) -> None:
+    hand_over = Call("transfer_to_editor", {})
+    async with talk_with(database_url, hand_over, Say()) as talk:
+        await talk.ask(picking("Well", tool_choice={"id": "add_numbers"}))
+        assert talk.fake.requests[1].get("tool_choice") in {None, "auto"}
+
+
+async def test_a_tool_that_was_chosen_is_not_wanted_again_after_the_page_has_answered(database_url: str) -> None:
+    team = Team([("a", Agent(name="A", tools=[ask_page], tool_use_behavior="stop_on_first_tool"))])
+    async with talk_with(database_url, Call("ask_page", {}), Say(), team=team) as talk:
+        events = await talk.ask(picking("Well", tool_choice={"id": "ask_page"}))
+        await talk.ask(body_of("threads.add_client_tool_output", thread_id=events[0]["thread"]["id"], result=1))
+        assert talk.fake.requests[0]["tool_choice"]["function"]["name"] == "ask_page"
+        assert talk.fake.requests[1].get("tool_choice") in {None, "auto"}
+
+
+async def test_an_agent_may_have_a_model_of_its_own(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team = Team([("a", Agent(name="A", model="large"))])
+    async with two_models(database_url, tmp_path, monkeypatch, team=team) as talk:
+        await talk.ask(picking("Hi", model="small"))
+        assert talk.fake.requests[0]["model"] == "large"
+
+
+async def test_a_guard_of_a_tool_trips_in_words(database_url: str) -> None:
+    team = Team([("a", Agent(name="A", tools=[guarded]))])
+    async with talk_with(database_url, Call("guarded", {}), team=team) as talk:
+        failure = (await talk.events(a_message()))[-1].error
+        assert (failure.message, failure.reason) == ("Not that.", reasons.ERROR_REASON_GUARDRAIL_TRIPPED)
+
+
 async def test_an_unknown_choice_is_refused_with_the_list(database_url: str) -> None:
     async with talk_with(database_url) as talk:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -443,6 +529,47 @@ async def test_a_key_that_somebody_pastes_reaches_nobody(database_url: str) -> N
         assert message["content"][0]["text"] == "Why does [removed: it looked like a secret key] not work?"
         await talk.ask(say("Sorry", thread_id=events[0].thread_created.thread.id))
         assert len(talk.fake.requests) == 1
+
+
+async def test_a_key_in_a_quotation_or_a_tag_reaches_nobody_and_closes_no_thread(database_url: str) -> None:
+    key = f"AKIA{'A' * 16}"
+    async with talk_with(database_url) as talk:
+        body = say("What is this?")
+        body["params"]["input"]["quoted_text"] = f"key: {key}"
+        body["params"]["input"]["content"].append({"type": "input_tag", "id": "t", "text": "t", "data": {"k": [key]}})
+        events = await talk.ask(body)
+        assert "revoke it" in events[-1]["message"]
+        assert key not in json.dumps([events, await talk.stored()])
+        logged = await talk.system.server.database.fetch("select events from run_events")
+        assert not [row for row in logged if key.encode() in row["events"]]
+        assert texts(await talk.ask(say("Sorry", thread_id=events[0]["thread"]["id"])))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-svcacct-abcdefghijklmnopqrstu",
+        "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+        "xoxb-1234567890-abcdefghijklmno",
+        f"AIza{'b' * 35}",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\nMIIE and nothing more",
+    ],
+)
+def test_keys_of_many_makers_are_taken_out_and_words_are_not(key: str) -> None:
+    context = RequestContext.of(Auth(user_id="anna", method="test"))
+    message = a_user_message(f"Look: {key}")
+    assert key not in str(without_secrets(message, context))
+    innocent = a_user_message("My sk-8 skateboard, the ghp_ prefix, and -----BEGIN CERTIFICATE-----")
+    assert without_secrets(innocent, context) is innocent
+
+
+def test_no_text_makes_the_guard_slow() -> None:
+    context = RequestContext.of(Auth(user_id="anna", method="test"))
+    for text in ("sk-" * 33_000, "-----BEGIN " * 9_000, "A" * 100_000, "xoxb-" * 20_000, "sk-proj-" + "-" * 100_000):
+        started = time.perf_counter()
+        without_secrets(a_user_message(text), context)
+        assert time.perf_counter() - started < 1
 
 
 # -- titles ----------------------------------------------------------------------------------------
@@ -488,6 +615,28 @@ async def test_a_title_that_the_user_gave_meanwhile_stays_and_is_told(database_u
         assert await title_of(talk, thread_id) == "Mine"
 
 
+async def test_who_speaks_while_the_title_is_made_has_stopped_nothing(database_url: str) -> None:
+    async with talk_with(database_url, Say(text="Yes"), Say(tokens=400, delay=0.02), Say(), settings=TITLED) as talk:
+        stub: Any = ChatServiceStub(talk.system.channel)
+        thread_id, call = "", stub.CreateThread(a_message("A question"))
+        async for response in call:
+            for event in response.batch.events:
+                thread_id = thread_id or event.thread_created.thread.id
+            if any(event.thread_item_done.item.HasField("assistant_message") for event in response.batch.events):
+                break
+        await talk.ask(say("The next one", thread_id=thread_id))
+        assert "sdk_hidden_context" not in {item["type"] for item in await talk.stored()}
+        assert await title_of(talk, thread_id) == "A question"
+        call.cancel()
+
+
+async def test_a_title_stays_that_was_given_while_a_tool_looked(database_url: str) -> None:
+    team = Team([("a", Agent(name="A", tools=[look]))])
+    async with talk_with(database_url, Call("look", {}), Say(), Say(text="Ours"), settings=TITLED, team=team) as talk:
+        events = await talk.ask(say("Hi"))
+        assert await title_of(talk, events[0]["thread"]["id"]) == "Theirs"
+
+
 # -- what it took ----------------------------------------------------------------------------------
 
 
@@ -519,3 +668,98 @@ async def test_what_a_model_doesnt_say_is_estimated_and_said_to_be(database_url:
         usage = (await run_of(talk, events[0]["thread"]["id"])).usage
         assert usage.is_estimated
         assert 400 < usage.output_tokens < 600
+
+
+async def test_what_failed_before_it_said_anything_costs_nothing(database_url: str) -> None:
+    async with talk_with(database_url, Fail(401)) as talk:
+        events = await talk.ask(say("word " * 1000))
+        assert not (await run_of(talk, events[0]["thread"]["id"])).HasField("usage")
+        assert await talk.system.server.database.fetchval("select count(*) from token_usage") == 0
+
+
+async def test_a_title_costs_what_it_costs(database_url: str) -> None:
+    async with talk_with(database_url, Say(), Say(text="T"), settings=TITLED, kind="responses") as talk:
+        events = await talk.ask(say("Hi"))
+        usage = (await run_of(talk, events[0]["thread"]["id"])).usage
+        assert (usage.requests, usage.input_tokens) == (2, 2 * PROMPT_TOKENS)
+
+
+async def test_a_run_of_somebody_else_is_none(database_url: str) -> None:
+    async with talk_with(database_url) as talk:
+        events = await talk.ask(say("Hi"), **{"x-user-id": "alice"})
+        run_id = await talk.system.server.database.fetchval("select run_id from runs")
+        assert (
+            await post(talk.system, body_of("runs.get", run_id=run_id), **{"x-user-id": "alice"})
+        ).status_code == 200
+        theirs = await post(talk.system, body_of("runs.get", run_id=run_id), **{"x-user-id": "bob"})
+        none = await post(talk.system, body_of("runs.get", run_id="run_0"), **{"x-user-id": "bob"})
+        assert (theirs.status_code, theirs.json()["error"]["code"]) == (404, "RUN_NOT_FOUND")
+        assert theirs.json()["error"]["message"] == none.json()["error"]["message"]
+        assert events
+
+
+async def test_a_refusal_after_thinking_is_a_refusal(database_url: str) -> None:
+    async with talk_with(database_url, Refuse(thinking="Hm")) as talk:
+        assert (await talk.events(a_message()))[-1].error.reason == reasons.ERROR_REASON_MODEL_REFUSED
+
+
+async def test_a_call_left_behind_is_closed_also_where_the_model_has_no_room_for_it(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team = Team([("a", Agent(name="A", tools=[ask_page], tool_use_behavior="stop_on_first_tool"))])
+    async with two_models(database_url, tmp_path, monkeypatch, Call("ask_page", {}), Say(), team=team) as talk:
+        events = await talk.ask(picking("Well", model="large"))
+        events = await talk.ask(picking("word " * 2000, events[0]["thread"]["id"], model="large"))
+        (replaced,) = [event["item"] for event in events if event["type"] == "thread.item.replaced"]
+        assert replaced["status"] == "completed"
+
+
+# -- agents and tools of these tests -----------------------------------------------------------------
+
+
+@function_tool
+def nasty() -> str:
+    """What no jsonb takes, and a lot of it."""
+    return "a\0b" + "x" * 100_000
+
+
+@function_tool
+def ask_page(run: RunContextWrapper[Any]) -> str:
+    """Ask the page."""
+    run.context.client_tool_call = ClientToolCall(name="ask_page", arguments={})
+    return "asked"
+
+
+@function_tool
+async def look(run: RunContextWrapper[Any]) -> str:
+    """Look at the thread, which its user has just named."""
+    context = run.context
+    await context.store.rename_thread(context.thread.id, "Theirs", RequestContext.of(context.request_context.auth))
+    await context.store.load_thread(context.thread.id, context.request_context)
+    return "seen"
+
+
+@tool_input_guardrail
+def not_that(data: Any) -> ToolGuardrailFunctionOutput:
+    return ToolGuardrailFunctionOutput.raise_exception(output_info="Not that.")
+
+
+@function_tool
+def guarded() -> str:
+    """Never called."""
+    raise AssertionError
+
+
+guarded.tool_input_guardrails = [not_that]
+
+
+def a_user_message(text: str) -> UserMessageItem:
+    return UserMessageItem.model_validate(
+        {
+            "id": "msg_1",
+            "thread_id": "thr_1",
+            "created_at": "2026-01-01T00:00:00",
+            "content": [{"type": "input_text", "text": text}],
+            "inference_options": {},
+        }
+    )

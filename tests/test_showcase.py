@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from chatkit.types import InferenceOptions, ToolChoice
+from chatkit_grpc.errors import ValidationError
 
 from server.assistant import Assistant, Options
 from server.model_choice import choose_model
-from server.models import OpenModel, OpenModels
+from server.models import OpenModel, OpenModels, open_model
 from server.offline_model import OfflineModel
 from server.settings import Settings
 from server.store import PostgresStore
@@ -291,8 +292,12 @@ async def test_tags_and_quoted_text_reach_the_model_and_the_thread(system: Syste
     assert (message["quoted_text"], message["content"][1]["data"]) == ("grew out of a project", {"country": "US"})
 
 
-async def test_a_page_without_the_offline_model_is_shown_nothing(database_url: str) -> None:
-    settings = replace(IMPATIENT, openai_api_key="sk-test", thread_titles=False)
-    team = make_team(shows_off=False)
-    assert not [tool.name for tool in team.default.tools if tool.name.startswith("show_")]
-    assert choose_model(settings).kind == "responses"
+async def test_no_real_model_is_given_these_tools(store: PostgresStore) -> None:
+    options = InferenceOptions(tool_choice=ToolChoice(id="show_form"))
+    offline = OpenModel(OfflineModel(0), choose_model(Settings()))
+    real = open_model(choose_model(Settings(openai_api_key="sk-test")))
+    Assistant(store, OpenModels([offline])).check_options(options)
+    both = Assistant(store, OpenModels([offline, real]))
+    with pytest.raises(ValidationError):
+        both.check_options(options)
+    await both.aclose()
