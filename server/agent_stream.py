@@ -25,6 +25,7 @@ from chatkit.types import (
     ThreadStreamEvent,
 )
 
+from server.attachments.for_the_model import text_length
 from server.context import RequestContext
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _count_tokens(
     if not isinstance(request_context, RequestContext):
         return
     known = result.context_wrapper.usage.total_tokens
-    estimated = 0 if finished and known else (len(str(result.input)) + streamed) // _CHARACTERS_OF_A_TOKEN
+    estimated = 0 if finished and known else (text_length(result.input) + streamed) // _CHARACTERS_OF_A_TOKEN
     request_context.tokens_used += known + estimated
 
 

@@ -19,6 +19,8 @@ from chatkit.store import Store
 from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, UserMessageItem
 
 from server.agent_stream import stream_answer
+from server.attachments.for_the_model import contents_for
+from server.attachments.settings import NO_ATTACHMENT_SETTINGS, AttachmentSettings
 from server.context import RequestContext
 from server.history import HistoryConverter, load_history
 from server.model_choice import choose_model
@@ -47,7 +49,12 @@ class KeepsFeedback(Protocol):
 def create_assistant(store: Store[RequestContext], settings: Settings | None = None) -> Assistant:
     """The assistant, with the model that the settings choose; without settings, with those of the environment."""
     settings = settings or Settings.from_env()
-    return Assistant(store, open_model(choose_model(settings)), asks_for_usage=settings.limits.tokens_per_day > 0)
+    return Assistant(
+        store,
+        open_model(choose_model(settings)),
+        asks_for_usage=settings.limits.tokens_per_day > 0,
+        attachments=settings.attachments,
+    )
 
 
 class Assistant(ChatKitServer[RequestContext]):
@@ -56,12 +63,20 @@ class Assistant(ChatKitServer[RequestContext]):
     model: the model that answers. The assistant closes it.
     asks_for_usage: whether the model's server is asked how many tokens it took where it doesn't say so by itself; not
         every server understands that.
+    attachments: what the model is told of them. The store keeps them, if it has a place for them.
     """
 
-    def __init__(self, store: Store[RequestContext], model: OpenModel, *, asks_for_usage: bool = False) -> None:
-        super().__init__(store)
+    def __init__(
+        self,
+        store: Store[RequestContext],
+        model: OpenModel,
+        *,
+        asks_for_usage: bool = False,
+        attachments: AttachmentSettings = NO_ATTACHMENT_SETTINGS,
+    ) -> None:
+        super().__init__(store, getattr(store, "attachments", None))
         self.model = model
-        self._converter = HistoryConverter()
+        self._attachment_settings = attachments
         self._agent = Agent[AgentContext[RequestContext]](
             name="Assistant",
             instructions=INSTRUCTIONS,
@@ -83,7 +98,11 @@ class Assistant(ChatKitServer[RequestContext]):
         """Stream the answer to what was said last. A failure of the model is raised as CustomStreamError."""
         agent_context: AgentContext[Any] = AgentContext(thread=thread, store=self.store, request_context=context)
         history = await load_history(self.store, thread.id, context)
-        model_input = await self._converter.to_agent_input(history)
+        contents = contents_for(self.attachment_store, self.model.choice.kind, self._attachment_settings, context)
+        await contents.load(history)
+        for notice in contents.notices(input_user_message):
+            yield notice
+        model_input = await HistoryConverter(contents).to_agent_input(history)
         answered = False
         try:
             async with aclosing(stream_answer(agent_context, self._run(model_input, agent_context))) as events:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import grpc
 from chatkit_grpc import codec, free_json
 from chatkit_grpc.errors import ValidationError
 from chatkit_grpc.free_json import Invalid
-from chatkit_grpc.services import REQUEST_METADATA_KEY, Metadata
+from chatkit_grpc.services import PREVIEW_KEY, REQUEST_METADATA_KEY, Metadata
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -26,10 +26,11 @@ from server.limits.sizes import check_sizes
 
 log = logging.getLogger(__name__)
 
-_CREDENTIALS = frozenset({"authorization", "cookie"})
+_CREDENTIALS = frozenset({"authorization", "cookie", PREVIEW_KEY})
 
 UnaryMethod = Callable[[Any, RequestContext], Awaitable[Message]]
 StreamMethod = Callable[[Any, RequestContext], AsyncGenerator[bytes, None]]
+UploadMethod = Callable[[AsyncIterator[Any], RequestContext], Awaitable[Message]]
 Call = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -37,7 +38,8 @@ class ServiceAdapter:
     """Offers the methods of plain classes as gRPC services: CreateThread calls `create_thread(request, context)`.
 
     Its handlers take who calls as `auth`, from the interceptor (server/auth/interceptor.py) and nobody else.
-    A streaming method yields serialised responses, so that one that many watch is serialised once.
+    A streaming method yields serialised responses, so that one that many watch is serialised once. One that takes a
+    stream is given its requests as they come, each checked, and reads no further than it wants.
     """
 
     def __init__(self, limits: LimitSettings) -> None:
@@ -52,6 +54,8 @@ class ServiceAdapter:
         behaviour = getattr(service, _snake_case(method.name))
         rpc = f"/{method.containing_service.full_name}/{method.name}"
         request_type = GetMessageClass(method.input_type)
+        if method.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._upload(rpc, request_type, behaviour))
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(rpc, request_type, behaviour))
         return grpc.unary_unary_rpc_method_handler(self._unary(rpc, request_type, behaviour))
@@ -87,11 +91,33 @@ class ServiceAdapter:
 
         return serve
 
+    def _upload(
+        self, rpc: str, request_type: type[Message], behaviour: UploadMethod
+    ) -> Callable[..., Awaitable[bytes]]:
+        async def serve(bodies: AsyncIterator[bytes], call: Call, *, auth: Auth) -> bytes:
+            seconds = seconds_for(call, self._limits.stream_deadline_seconds)
+
+            async def requests() -> AsyncGenerator[Message, None]:
+                async for body in bodies:
+                    yield self._checked(rpc, request_type, body, auth)
+
+            try:
+                context = _context_of(rpc, call, auth)
+                async with aclosing(requests()) as checked:
+                    response = await within(behaviour(checked, context), seconds, partial(out_of_time, seconds))
+                return response.SerializeToString()
+            except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
+                await abort(rpc, call, error)
+
+        return serve
+
     def _accept(
         self, rpc: str, request_type: type[Message], body: bytes, call: Call, auth: Auth
     ) -> tuple[Message, RequestContext]:
         """What a call is made with; who makes it is known by now."""
-        metadata: Metadata = tuple(call.invocation_metadata() or ())
+        return self._checked(rpc, request_type, body, auth), _context_of(rpc, call, auth)
+
+    def _checked(self, rpc: str, request_type: type[Message], body: bytes, auth: Auth) -> Message:
         try:
             request = request_type.FromString(body)
         except DecodeError:
@@ -100,7 +126,12 @@ class ServiceAdapter:
         # In this order: how much there is to check is limited first.
         check_sizes(request, self._limits)
         codec.check(request)
-        return request, RequestContext.of(auth, _request_info(rpc, metadata))
+        return request
+
+
+def _context_of(rpc: str, call: Call, auth: Auth) -> RequestContext:
+    metadata: Metadata = tuple(call.invocation_metadata() or ())
+    return RequestContext.of(auth, _request_info(rpc, metadata))
 
 
 def _request_info(rpc: str, metadata: Metadata) -> RequestInfo:

@@ -32,6 +32,10 @@ class _AccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Access.ValueTy
     """Changes what is stored, or what a run does."""
     ACCESS_RUN: _Access.ValueType  # 3
     """May start a run, which costs a model's tokens."""
+    ACCESS_PREVIEW: _Access.ValueType  # 4
+    """Reads the preview of a picture. Besides the user's own credentials the picture's key counts: a page that shows it in
+    an <img> can't send others.
+    """
 
 class Access(_Access, metaclass=_AccessEnumTypeWrapper):
     """What an RPC lets its caller do. All are for users, each with what is his own, and for services that act for one."""
@@ -44,6 +48,10 @@ ACCESS_WRITE: Access.ValueType  # 2
 """Changes what is stored, or what a run does."""
 ACCESS_RUN: Access.ValueType  # 3
 """May start a run, which costs a model's tokens."""
+ACCESS_PREVIEW: Access.ValueType  # 4
+"""Reads the preview of a picture. Besides the user's own credentials the picture's key counts: a page that shows it in
+an <img> can't send others.
+"""
 Global___Access: _TypeAlias = Access  # noqa: Y015
 
 ACCESS_FIELD_NUMBER: _builtins.int

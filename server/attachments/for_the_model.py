@@ -1,0 +1,147 @@
+"""What a model is told of attachments: pictures, PDFs and text as such, a sentence for whatever it can't take.
+
+Of a thread's attachments the newest come first, until ATTACHMENT_BYTES_FOR_MODEL are reached. What is kept elsewhere is
+told by its name.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Literal
+
+from chatkit.types import Attachment, NoticeEvent, ThreadItem, UserMessageItem
+from chatkit_grpc.errors import ChatKitError
+from openai.types.responses import ResponseInputContentParam, ResponseInputTextParam
+
+from server.attachments.attachments import Attachments
+from server.attachments.file_types import PICTURES, is_text
+from server.attachments.settings import AttachmentSettings
+from server.context import RequestContext
+
+Kind = Literal["image", "pdf", "text"]
+
+TAKEN_BY: Mapping[str, frozenset[str]] = {
+    "responses": frozenset({"image", "pdf", "text"}),
+    # Files are OpenAI's own extension of it: others refuse the whole request.
+    "chat_completions": frozenset({"image", "text"}),
+    "offline": frozenset({"text"}),
+}
+"""What a model takes, by the interface that it is spoken to, where ATTACHMENTS_FOR_MODEL doesn't say."""
+
+
+class AttachmentContents:
+    """The attachments of one conversation as parts of its messages, read once with `load`.
+
+    attachments: what keeps their bytes; None where they are kept elsewhere. takes: what the model takes.
+    """
+
+    def __init__(
+        self, attachments: Attachments | None, takes: frozenset[str], most_bytes: int, context: RequestContext
+    ) -> None:
+        self._attachments = attachments
+        self._takes = takes
+        self._left = most_bytes
+        self._context = context
+        self._parts: dict[str, ResponseInputContentParam] = {}
+        self._refused: dict[str, str] = {}
+
+    async def load(self, history: Sequence[ThreadItem]) -> None:
+        """Read what the messages bring, the newest first."""
+        for item in reversed(history):
+            for attachment in item.attachments if isinstance(item, UserMessageItem) else ():
+                if attachment.id not in self._parts:
+                    self._parts[attachment.id] = await self._part(attachment)
+
+    def part_of(self, attachment: Attachment) -> ResponseInputContentParam:
+        """An attachment as the model is told of it."""
+        return self._parts.get(attachment.id) or _text(_named(attachment))
+
+    def notices(self, message: UserMessageItem | None) -> list[NoticeEvent]:
+        """What its user is told of the attachments of a message that the model can't see."""
+        attachments = message.attachments if message else []
+        return [
+            NoticeEvent(level="warning", message=f"{attachment.name}: {self._refused[attachment.id]}")
+            for attachment in attachments
+            if attachment.id in self._refused
+        ]
+
+    async def _part(self, attachment: Attachment) -> ResponseInputContentParam:
+        if self._attachments is None:
+            return _text(_named(attachment))
+        kind = _kind_of(attachment.mime_type)
+        if kind is None or kind not in self._takes:
+            return self._refuse(attachment, f"The model can't read files of the type {attachment.mime_type}.")
+        try:
+            content = await self._read(attachment.id)
+        except ChatKitError:
+            return self._refuse(attachment, "The file is not there any more.")
+        if content is None:
+            return self._refuse(attachment, "The file is too large for the model, which was told its name only.")
+        return _content_part(attachment, kind, content)
+
+    def _refuse(self, attachment: Attachment, why: str) -> ResponseInputTextParam:
+        self._refused[attachment.id] = why
+        return _text(f"{_named(attachment)}. You can't see what is in it: {why} Tell the user so if it matters.")
+
+    async def _read(self, attachment_id: str) -> bytes | None:
+        """The bytes. None where they are more than is left."""
+        assert self._attachments is not None  # noqa: S101 # asked by the only caller
+        download = await self._attachments.download(attachment_id, self._context)
+        async with aclosing(download.pieces) as pieces:
+            if download.size > self._left:
+                return None
+            self._left -= download.size
+            return b"".join([piece async for piece in pieces])
+
+
+def contents_for(
+    attachment_store: object, kind: str, settings: AttachmentSettings, context: RequestContext
+) -> AttachmentContents:
+    """The contents for a model that is spoken to by an interface: "responses", "chat_completions" or "offline"."""
+    attachments = attachment_store if isinstance(attachment_store, Attachments) else None
+    takes = frozenset(settings.attachments_for_model) or TAKEN_BY.get(kind, frozenset({"text"}))
+    return AttachmentContents(attachments, takes, settings.attachment_bytes_for_model, context)
+
+
+def text_length(model_input: Any) -> int:
+    """How many characters of text a model is told. A picture's or a file's bytes are none."""
+    if isinstance(model_input, str):
+        return len(model_input)
+    if isinstance(model_input, Mapping):
+        return sum(text_length(value) for key, value in model_input.items() if key not in {"image_url", "file_data"})
+    if isinstance(model_input, Sequence):
+        return sum(map(text_length, model_input))
+    return 0
+
+
+def _kind_of(mime_type: str) -> Kind | None:
+    if mime_type in PICTURES:
+        return "image"
+    if mime_type == "application/pdf":
+        return "pdf"
+    return "text" if is_text(mime_type) else None
+
+
+def _content_part(attachment: Attachment, kind: Kind, content: bytes) -> ResponseInputContentParam:
+    if kind == "text":
+        return _text(f"{_named(attachment)}. Its text:\n\n{_decoded(content)}")
+    data = f"data:{attachment.mime_type};base64,{base64.b64encode(content).decode()}"
+    if kind == "image":
+        return {"type": "input_image", "image_url": data, "detail": "auto"}
+    return {"type": "input_file", "filename": attachment.name, "file_data": data}
+
+
+def _decoded(content: bytes) -> str:
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig", errors="replace")
+
+
+def _named(attachment: Attachment) -> str:
+    return f"Attached file: {attachment.name} ({attachment.mime_type})"
+
+
+def _text(text: str) -> ResponseInputTextParam:
+    return ResponseInputTextParam(type="input_text", text=text)

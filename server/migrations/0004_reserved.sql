@@ -1,0 +1,2 @@
+-- Takes the number until the migration that belongs here is merged.
+select;
