@@ -165,7 +165,7 @@ class Attachments(AttachmentStore[RequestContext]):
         return preview
 
     async def require_uploaded(self, attachment_ids: Sequence[str], context: RequestContext) -> None:
-        """Raise ConflictError where one of some attachments has no bytes yet; one that isn't there is no reason."""
+        """Raise RecordNotFoundError where one of some attachments isn't there, ConflictError where it has no bytes."""
         if not attachment_ids:
             return
         for attachment_id in await self._rows.awaited(context["user_id"], attachment_ids):
@@ -243,6 +243,6 @@ class Attachments(AttachmentStore[RequestContext]):
 async def require_uploaded(
     server: ChatKitServer[RequestContext], attachment_ids: Sequence[str], context: RequestContext
 ) -> None:
-    """Raise ConflictError where a message brings an attachment without bytes, of those that this server keeps."""
+    """Raise why a message can't bring attachments, where this server keeps them: before it is stored, or answered."""
     if isinstance(server.attachment_store, Attachments):
         await server.attachment_store.require_uploaded(attachment_ids, context)

@@ -64,8 +64,11 @@ class AttachmentRows:
         )
 
     async def awaited(self, user_id: str, attachment_ids: Sequence[str]) -> list[str]:
-        """Which of some attachments have no bytes yet."""
+        """Which of some attachments have no bytes yet. Raises RecordNotFoundError where one isn't there."""
         rows = await self._database.fetch(statements.FIND_AWAITED, user_id, list(attachment_ids))
+        for row in rows:
+            if not row["is_known"]:
+                raise RecordNotFoundError.attachment(row["attachment_id"])
         return [row["attachment_id"] for row in rows]
 
     async def begin_upload(self, user_id: str, attachment_id: str) -> Place:

@@ -26,11 +26,13 @@ from attachments
 where user_id = $1 and attachment_id = $2
 """
 
-# Of several attachments those whose bytes the server keeps and hasn't got.
+# Of several attachments those that aren't there, and those whose bytes the server keeps and hasn't got.
 FIND_AWAITED = """
-select attachment_id from attachments
-where user_id = $1 and attachment_id = any ($2::text[]) and storage is not null and uploaded_at is null
-order by attachment_id
+select wanted.attachment_id, found.attachment_id is not null as is_known
+from unnest($2::text[]) with ordinality as wanted (attachment_id, place)
+left join attachments as found on found.user_id = $1 and found.attachment_id = wanted.attachment_id
+where found.attachment_id is null or found.storage is not null and found.uploaded_at is null
+order by place
 """
 
 # An upload that nobody announced the size of is the only one of its attachment.
