@@ -19,7 +19,9 @@ from server.attachments.settings import AttachmentSettings, S3Location
 _TIMEOUT = httpx2.Timeout(30.0, connect=5.0)
 _TRIES = 3
 _PAUSE_SECONDS = 0.2
-_OK = frozenset({200, 204, 206, 404, 412})
+_DONE = frozenset({200, 204})
+_NOT_THERE = frozenset({404, 412})
+"""Also an answer, to those who ask for an object, or delete it; 412 is another version."""
 _UPLOAD_ID = re.compile(rb"<UploadId>([^<]+)</UploadId>")
 
 
@@ -113,7 +115,8 @@ class S3Client:
             except httpx2.TransportError:
                 pass
             else:
-                if answer.status_code in _OK:
+                needs_no_object = method in {"HEAD", "DELETE"} and answer.status_code in _NOT_THERE
+                if answer.status_code in _DONE or needs_no_object:
                     return answer
                 if answer.status_code < 500:
                     break
@@ -128,7 +131,7 @@ class S3Client:
         signed = self._signers.sign("GET", url, headers, b"")
         try:
             async with self._http.stream("GET", url, headers=signed) as answer:
-                if answer.status_code not in _OK:
+                if answer.status_code not in _DONE | _NOT_THERE:
                     raise refusals.store_failed()
                 yield answer
         except httpx2.TransportError:
