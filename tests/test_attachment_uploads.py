@@ -262,6 +262,19 @@ async def test_of_two_uploads_of_one_attachment_the_later_counts(system: System,
     assert await usage(database_url) == (1, 600_000)
 
 
+async def test_a_preview_is_turned_as_its_camera_was_held_and_says_nothing_of_where(system: System) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    exif.get_ifd(0x8825)[1] = "N"
+    made = io.BytesIO()
+    Image.new("RGB", (600, 300), "red").save(made, "JPEG", exif=exif)
+    attachment = await uploaded(system, made.getvalue(), "a.jpg", "image/jpg")
+    assert attachment["mime_type"] == "image/jpeg"
+    preview = Image.open(io.BytesIO((await system.http.get(attachment["preview_url"])).content))
+    assert preview.size == (256, 512)
+    assert not dict(preview.getexif())
+
+
 async def test_what_is_deleted_during_its_upload_stays_deleted(system: System, database_url: str) -> None:
     made = await registered(system, 600_000)
     call = stub(system.channel).UploadAttachment()

@@ -158,9 +158,10 @@ async def test_what_is_abandoned_is_swept_and_what_a_thread_shows_stays(system: 
     await registered(system, 5)
     await uploaded(system, b"abandoned")
     await message_with(system, shown["id"], **SSE)
-    await execute(
+    await rows(
         database_url,
-        f"update attachments set expires_at = expires_at - interval '86401 s' where attachment_id <> '{kept['id']}'",
+        "update attachments set expires_at = expires_at - interval '86401 s' where attachment_id <> $1",
+        kept["id"],
     )
     await swept(system)
     left = {row["attachment_id"] for row in await rows(database_url, "select attachment_id from attachments")}
