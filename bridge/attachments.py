@@ -101,6 +101,9 @@ class AttachmentEndpoints:
             if head.HasField("url"):
                 call.cancel()
                 return RedirectResponse(head.url, headers={**_SAFE, "Cache-Control": "no-store"})
+            if request.method == "HEAD":
+                call.cancel()
+                return Response(headers=_download_headers(head))
             return _Download(head, call)
         except BaseException:
             call.cancel()
@@ -140,17 +143,7 @@ class _Download(StreamingResponse):
     """The bytes of an attachment, to be kept as a file. Where they break off, so does the connection."""
 
     def __init__(self, head: Any, call: StreamCall) -> None:
-        attachment: Attachment = head.attachment
-        members = getattr(attachment, str(attachment.WhichOneof("attachment")))
-        headers = {
-            **_SAFE,
-            "Content-Length": str(head.size),
-            "Content-Disposition": content_disposition(members.name),
-            "Cache-Control": "private, max-age=300",
-        }
-        super().__init__(_bytes_of(head, call), media_type=members.mime_type, headers=headers)
-        # No charset is added to what somebody uploaded.
-        self.headers["content-type"] = members.mime_type
+        super().__init__(_bytes_of(head, call), headers=_download_headers(head))
 
     async def stream_response(self, send: Send) -> None:
         """Send it. A response that isn't complete makes uvicorn close the connection."""
@@ -158,6 +151,19 @@ class _Download(StreamingResponse):
             await super().stream_response(send)
         except grpc.aio.AioRpcError as error:
             log.info("a download broke off: %s", from_rpc_error(error).code)
+
+
+def _download_headers(head: Any) -> dict[str, str]:
+    attachment: Attachment = head.attachment
+    members = getattr(attachment, str(attachment.WhichOneof("attachment")))
+    return {
+        **_SAFE,
+        # Not as media_type, to which a charset would be added.
+        "Content-Type": members.mime_type,
+        "Content-Length": str(head.size),
+        "Content-Disposition": content_disposition(members.name),
+        "Cache-Control": "private, max-age=300",
+    }
 
 
 def content_disposition(name: str) -> str:

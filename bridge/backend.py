@@ -17,7 +17,7 @@ from chatkit_grpc.errors import (
     ValidationError,
     from_rpc_error,
 )
-from chatkit_grpc.services import SERVICES, Metadata
+from chatkit_grpc.services import GO_ON_KEY, SERVICES, Metadata
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from chatkit_grpc.v1.thread_service_pb2 import ListThreadsRequest
@@ -170,12 +170,17 @@ def _caller(channel: grpc.aio.Channel, method: Method) -> Any:
 
 
 async def _write_all(call: Any, requests: AsyncGenerator[Message, None]) -> None:
-    """Send requests as fast as the server takes them, and no more of them once it has answered."""
+    """Send requests once the server has let the caller in, as fast as it takes them.
+
+    No more of them once it has answered: the call itself says what.
+    """
+    if GO_ON_KEY not in dict(await call.initial_metadata() or ()):
+        return
     async for request in requests:
         try:
             await call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the call itself says why
+            return
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         await call.done_writing()
 

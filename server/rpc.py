@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
 import grpc
 from chatkit_grpc import codec, free_json
-from chatkit_grpc.errors import ValidationError
+from chatkit_grpc.errors import UnavailableError, ValidationError
 from chatkit_grpc.free_json import Invalid
 from chatkit_grpc.services import PREVIEW_KEY, REQUEST_METADATA_KEY, Metadata
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -26,6 +27,8 @@ from server.limits.sizes import check_sizes
 
 log = logging.getLogger(__name__)
 
+_NOTHING_UNDER_WAY_SECONDS = 0.25
+_PASSING_OVER_SECONDS = 5.0
 _CREDENTIALS = frozenset({"authorization", "cookie", PREVIEW_KEY})
 
 UnaryMethod = Callable[[Any, RequestContext], Awaitable[Message]]
@@ -107,6 +110,7 @@ class ServiceAdapter:
                     response = await within(behaviour(checked, context), seconds, partial(out_of_time, seconds))
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 # the edge: whatever it is, the caller gets a status
+                await _pass_over(bodies)
                 await abort(rpc, call, error)
 
         return serve
@@ -127,6 +131,19 @@ class ServiceAdapter:
         check_sizes(request, self._limits)
         codec.check(request)
         return request
+
+
+async def _pass_over(bodies: AsyncIterator[bytes]) -> None:
+    """Take what is under way of a call that has failed, and forget it.
+
+    A status that comes while a client of grpc.aio writes is told to it as an internal error.
+    """
+    with suppress(TimeoutError, UnavailableError):
+        async with asyncio.timeout(_PASSING_OVER_SECONDS):
+            while True:
+                async with asyncio.timeout(_NOTHING_UNDER_WAY_SECONDS):
+                    if await anext(bodies, None) is None:
+                        return
 
 
 def _context_of(rpc: str, call: Call, auth: Auth) -> RequestContext:

@@ -160,6 +160,36 @@ async def test_a_mismatch_is_told_with_what_was_found(system: System) -> None:
     assert answer["details"]["allowed"].startswith("image/png, ")
 
 
+async def test_who_is_refused_in_the_middle_is_told_why_however_fast_he_writes(system: System) -> None:
+    async def endless(pieces: int = 40) -> AsyncIterator[bytes]:
+        for _ in range(pieces):
+            yield b"\x01" * 2**19
+
+    for _ in range(10):
+        failure = await by_grpc(system, pb.UploadAttachmentRequest(name="a"), [b"\x01" * 2**19] * 40)
+        assert isinstance(failure, ChatKitError)
+        assert failure.code == "ATTACHMENT_TOO_LARGE"
+        made = await registered(system, 900_000, "a", "application/octet-stream")
+        answer = await system.http.put(made["upload_descriptor"]["url"], content=endless())
+        assert code_of(answer) == (400, "ATTACHMENT_SIZE")
+        await post(system, body_of("attachments.delete", attachment_id=made["id"]))
+
+
+async def test_a_stranger_is_sent_away_before_his_file_is_read(database_url: str) -> None:
+    settings = limited(by_token=True)
+
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"\x01" * 2**16
+            await asyncio.sleep(0.01)
+
+    async with open_system(database_url, assistant(settings), server=settings) as system:
+        for _ in range(5):
+            answer = await system.http.put(f"{HTTP}/atc_1", content=slow())
+            assert code_of(answer) == (401, "UNAUTHENTICATED")
+        assert await rows(database_url, "select from attachments") == []
+
+
 async def test_a_file_is_as_large_as_was_announced(system: System, database_url: str) -> None:
     made = await registered(system, 5)
     for content in (b"hell", b"hello!"):
@@ -334,6 +364,9 @@ async def test_a_download_has_headers_that_keep_it_from_doing_anything(system: S
     assert read.headers["content-disposition"] == "attachment; filename=\"a.html\"; filename*=UTF-8''a.html"
     assert read.headers["cache-control"] == "private, max-age=300"
     assert read.headers["content-length"] == "25"
+    asked = await system.http.head(f"{HTTP}/{made['id']}")
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert dict(asked.headers) == dict(read.headers) | {"date": asked.headers["date"]}
     shown = await system.http.get((await uploaded(system, picture(), "a.png", "image/png"))["preview_url"])
     assert shown.headers["x-content-type-options"] == "nosniff"
     assert shown.headers["cache-control"] == "private, max-age=86400, immutable"

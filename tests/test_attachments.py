@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadI
 from chatkit_grpc.v1 import thread_service_pb2, thread_service_pb2_grpc
 
 from bridge.settings import Settings as BridgeSettings
+from server.attachments import statements
 from server.attachments.for_the_model import text_length
 from server.attachments.postgres_bytes import PostgresBytes
 from server.attachments.sweep import AttachmentSweep
@@ -127,6 +129,15 @@ async def test_the_operator_says_what_a_model_takes_and_how_many_bytes(database_
     assert texts[2].endswith("ten bytes!")
 
 
+async def test_of_a_long_text_the_model_is_told_the_beginning(database_url: str) -> None:
+    async with FakeOpenAI([Say(text="seen")]) as fake, with_model(database_url, fake, "chat") as system:
+        made = await uploaded(system, b"a" * 70_000)
+        answer = await message_with(system, made["id"], **SSE)
+    (notice,) = [event for event in events_of(answer) if event["type"] == "notice"]
+    assert notice["message"] == "a.txt: Of its 70,000 characters the model sees the first 60,000."
+    assert user_parts(fake)[1]["text"].endswith("\n\n" + "a" * 60_000)
+
+
 async def test_what_is_gone_is_told_as_gone(database_url: str) -> None:
     async with FakeOpenAI([Say(text="seen")]) as fake, with_model(database_url, fake, "chat") as system:
         made = await uploaded(system, b"text")
@@ -135,6 +146,18 @@ async def test_what_is_gone_is_told_as_gone(database_url: str) -> None:
         assert (await post(system, body_of("attachments.delete", attachment_id=made["id"]))).status_code == 200
         await post(system, say("and now?", thread_id=thread_id), **SSE)
     assert "The file is not there any more." in user_parts(fake)[1]["text"]
+
+
+def test_every_statement_names_its_user_but_for_the_sweep() -> None:
+    named = {name: value for name, value in vars(statements).items() if name.isupper()}
+    assert len(named) == 14
+    tables = r"(?:from|update|into|join) (?:attachments|attachment_chunks|attachment_usage)\b"
+    unscoped = {
+        name
+        for name, statement in named.items()
+        if len(re.findall(r"user_id = \$1|select \$1", statement)) < len(re.findall(tables, statement))
+    }
+    assert unscoped == {"FIND_EXPIRED"}
 
 
 async def test_bytes_count_for_no_tokens() -> None:

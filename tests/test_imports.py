@@ -49,6 +49,7 @@ BELOW_THE_SERVICES = (
         "worker",
     ),
     *(f"runs/{path.stem}" for path in (ROOT / "server" / "runs").glob("*.py")),
+    *(f"attachments/{path.stem}" for path in (ROOT / "server" / "attachments").glob("*.py")),
     *("pacing", "sdk", "assistant", "history", "models", "context"),
 )
 SERVICES = {

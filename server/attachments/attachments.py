@@ -17,6 +17,7 @@ from chatkit.types import (
     FileAttachment,
     ImageAttachment,
 )
+from chatkit_grpc.errors import LimitError, ValidationError
 from pydantic import AnyUrl
 
 from server.attachments import refusals
@@ -179,12 +180,14 @@ class Attachments(AttachmentStore[RequestContext]):
 
     async def _collected(self, kept: Kept, context: RequestContext) -> Kept | None:
         """An attachment whose bytes the page has put into the store itself, checked now, if they are there."""
-        found = None if kept.is_uploaded else await self._bytes.find(kept.place)
+        # Once an upload through this server was begun, only such a one counts.
+        is_possible = not kept.is_uploaded and kept.place.epoch == 0
+        found = await self._bytes.find(kept.place) if is_possible else None
         if found is None:
             return None
         try:
             await self._collect(kept, found, context)
-        except Exception:
+        except (ValidationError, LimitError):
             # What isn't as it must be can be put there again.
             await self._bytes.delete(kept.place)
             raise

@@ -13,9 +13,10 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 from chatkit.types import Attachment, NoticeEvent, ThreadItem, UserMessageItem
-from chatkit_grpc.errors import ChatKitError
+from chatkit_grpc.errors import ConflictError, NotFoundError, UnavailableError
 from openai.types.responses import ResponseInputContentParam, ResponseInputTextParam
 
+from server.attachments import refusals
 from server.attachments.attachments import Attachments
 from server.attachments.file_types import PICTURES, is_text
 from server.attachments.settings import AttachmentSettings
@@ -32,6 +33,10 @@ TAKEN_BY: Mapping[str, frozenset[str]] = {
 """What a model takes, by the interface that it is spoken to, where ATTACHMENTS_FOR_MODEL doesn't say."""
 
 
+_MOST_CHARACTERS = 60_000
+"""Of all texts together: some 15,000 tokens, which leaves most models room for what is said."""
+
+
 class AttachmentContents:
     """The attachments of one conversation as parts of its messages, read once with `load`.
 
@@ -44,6 +49,7 @@ class AttachmentContents:
         self._attachments = attachments
         self._takes = takes
         self._left = most_bytes
+        self._characters_left = _MOST_CHARACTERS
         self._context = context
         self._parts: dict[str, ResponseInputContentParam] = {}
         self._refused: dict[str, str] = {}
@@ -76,11 +82,25 @@ class AttachmentContents:
             return self._refuse(attachment, f"The model can't read files of the type {attachment.mime_type}.")
         try:
             content = await self._read(attachment.id)
-        except ChatKitError:
+        except (NotFoundError, ConflictError):
             return self._refuse(attachment, "The file is not there any more.")
+        except UnavailableError:
+            return self._refuse(attachment, "The file can't be read now.")
         if content is None:
             return self._refuse(attachment, "The file is too large for the model, which was told its name only.")
+        if kind == "text":
+            return self._text_of(attachment, _decoded(content))
         return _content_part(attachment, kind, content)
+
+    def _text_of(self, attachment: Attachment, text: str) -> ResponseInputTextParam:
+        """A text, or the beginning of it that there is room for."""
+        shown = text[: self._characters_left]
+        self._characters_left -= len(shown)
+        if len(shown) == len(text):
+            return _text(f"{_named(attachment)}. Its text:\n\n{text}")
+        cut = f"Of its {len(text):,} characters the model sees the first {len(shown):,}."
+        self._refused[attachment.id] = cut
+        return _text(f"{_named(attachment)}. {cut} Its text:\n\n{shown}")
 
     def _refuse(self, attachment: Attachment, why: str) -> ResponseInputTextParam:
         self._refused[attachment.id] = why
@@ -93,8 +113,11 @@ class AttachmentContents:
         async with aclosing(download.pieces) as pieces:
             if download.size > self._left:
                 return None
-            self._left -= download.size
-            return b"".join([piece async for piece in pieces])
+            content = b"".join([piece async for piece in pieces])
+        if len(content) != download.size:
+            raise refusals.not_uploaded(attachment_id)  # deleted meanwhile, or exchanged
+        self._left -= download.size
+        return content
 
 
 def contents_for(
@@ -126,8 +149,6 @@ def _kind_of(mime_type: str) -> Kind | None:
 
 
 def _content_part(attachment: Attachment, kind: Kind, content: bytes) -> ResponseInputContentParam:
-    if kind == "text":
-        return _text(f"{_named(attachment)}. Its text:\n\n{_decoded(content)}")
     data = f"data:{attachment.mime_type};base64,{base64.b64encode(content).decode()}"
     if kind == "image":
         return {"type": "input_image", "image_url": data, "detail": "auto"}

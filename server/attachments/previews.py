@@ -14,9 +14,8 @@ from server.attachments import refusals
 MIME_TYPE = "image/webp"
 _SIDE = 512
 """Pixels of the longer side of a preview."""
-_MOST_PIXELS = 50_000_000
-"""What is unpacked whole: at most 200 MB of memory, of one picture at a time. A JPEG is made small while it is read."""
-_MOST_PIXELS_OF_A_JPEG = 250_000_000
+_MOST_PIXELS = 64_000_000
+"""At most 256 MB of memory, of one picture at a time."""
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 
 
@@ -48,10 +47,9 @@ def _preview_of(picture: IO[bytes]) -> bytes:
 def _shrink(picture: IO[bytes]) -> bytes:
     with Image.open(picture, formats=_FORMATS) as opened:
         pixels = opened.width * opened.height
-        most = _MOST_PIXELS_OF_A_JPEG if opened.format == "JPEG" else _MOST_PIXELS
-        if pixels > most:
-            raise refusals.unreadable(f"has too many pixels: expected at most {most:,}, got {pixels:,}")
-        # Unpacks an eighth of a large JPEG, and nothing of the others.
+        if pixels > _MOST_PIXELS:
+            raise refusals.unreadable(f"has too many pixels: expected at most {_MOST_PIXELS:,}, got {pixels:,}")
+        # A large JPEG is made small while it is read.
         opened.draft("RGB", (_SIDE, _SIDE))
         opened.thumbnail((_SIDE, _SIDE))
         turned = ImageOps.exif_transpose(opened)

@@ -66,12 +66,12 @@ class Intake:
 
     async def _count(self, piece: bytes) -> None:
         self._size += len(piece)
+        if self._expected is not None and self._size > self._expected:
+            raise refusals.other_size(self._expected, "more")
         if self._size > self._most:
             raise refusals.too_large(self._most)
         if self._expected is None:
             await self._reserve(len(piece))
-        elif self._size > self._expected:
-            raise refusals.other_size(self._expected, "more")
 
     def _check_end(self) -> None:
         if self._size == 0:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from chatkit_grpc.errors import LimitError, PermissionDeniedError, UnavailableError
-from chatkit_grpc.services import Metadata
+from chatkit_grpc.services import GO_ON_KEY, Metadata
 from chatkit_grpc.v1 import access_pb2
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
@@ -146,6 +146,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                 await abort(rpc, call, error)
             try:
                 with self._streams.one_more(auth.user_id):
+                    # A client of grpc.aio that writes while it is refused is told of an internal error.
+                    await call.send_initial_metadata(((GO_ON_KEY, "1"),))
                     async with aclosing(self._requests(call)) as requests:
                         return await behaviour(requests, call, auth=auth)
             except LimitError as error:

@@ -91,6 +91,8 @@ class AttachmentServiceServicer:
         """Uploads a file: of an attachment that was registered, or of one that is registered by this very call. It counts once
         all of it has come, and not at all where the call breaks off. What it is is told from its bytes, whatever the caller
         says; ALREADY_EXISTS where it is there already, ABORTED where another upload of the same attachment was begun later.
+        The initial metadata come, with `chatkit-go-on`, as soon as the caller is known: who waits for them sends nothing in
+        vain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

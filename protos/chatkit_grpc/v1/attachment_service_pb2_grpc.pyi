@@ -43,6 +43,8 @@ class AttachmentServiceStub:
     """Uploads a file: of an attachment that was registered, or of one that is registered by this very call. It counts once
     all of it has come, and not at all where the call breaks off. What it is is told from its bytes, whatever the caller
     says; ALREADY_EXISTS where it is there already, ABORTED where another upload of the same attachment was begun later.
+    The initial metadata come, with `chatkit-go-on`, as soon as the caller is known: who waits for them sends nothing in
+    vain.
     """
     DownloadAttachment: _grpc.UnaryStreamMultiCallable[_attachment_service_pb2.DownloadAttachmentRequest, _attachment_service_pb2.DownloadAttachmentResponse]
     """The bytes of an attachment. FAILED_PRECONDITION where they haven't been uploaded."""
@@ -68,6 +70,8 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
     """Uploads a file: of an attachment that was registered, or of one that is registered by this very call. It counts once
     all of it has come, and not at all where the call breaks off. What it is is told from its bytes, whatever the caller
     says; ALREADY_EXISTS where it is there already, ABORTED where another upload of the same attachment was begun later.
+    The initial metadata come, with `chatkit-go-on`, as soon as the caller is known: who waits for them sends nothing in
+    vain.
     """
     DownloadAttachment: _aio.UnaryStreamMultiCallable[_attachment_service_pb2.DownloadAttachmentRequest, _attachment_service_pb2.DownloadAttachmentResponse]  # type: ignore[assignment]
     """The bytes of an attachment. FAILED_PRECONDITION where they haven't been uploaded."""
@@ -108,6 +112,8 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Uploads a file: of an attachment that was registered, or of one that is registered by this very call. It counts once
         all of it has come, and not at all where the call breaks off. What it is is told from its bytes, whatever the caller
         says; ALREADY_EXISTS where it is there already, ABORTED where another upload of the same attachment was begun later.
+        The initial metadata come, with `chatkit-go-on`, as soon as the caller is known: who waits for them sends nothing in
+        vain.
         """
 
     @_abc_1.abstractmethod
