@@ -150,7 +150,7 @@ async def test_what_is_gone_is_told_as_gone(database_url: str) -> None:
 
 def test_every_statement_names_its_user_but_for_the_sweep() -> None:
     named = {name: value for name, value in vars(statements).items() if name.isupper()}
-    assert len(named) == 14
+    assert len(named) == 13
     tables = r"(?:from|update|into|join) (?:attachments|attachment_chunks|attachment_usage)\b"
     unscoped = {
         name
