@@ -466,6 +466,21 @@ async def test_a_large_file_takes_little_memory_on_its_way_in_and_out(database_u
         assert max(grown) < most, grown
 
 
+async def test_what_a_file_is_called_and_its_key_stand_in_no_log(database_url: str) -> None:
+    canary = "canary-in-a-coal-mine"
+    async with both(database_url) as system:
+        files = {"file": (f"{canary}.png", picture(), "image/png")}
+        made = (await system.http.post(HTTP, files=files)).json()
+        key = made["preview_url"].rpartition("=")[2]
+        for url in (made["preview_url"], f"{made['preview_url']}x", f"{HTTP}/{made['id']}", f"{HTTP}/{canary}"):
+            await system.http.get(url)
+        await system.http.post(HTTP, files={"file": (canary, canary.encode() + b"\0", canary)})
+        form = {"content-type": f"multipart/form-data; boundary={canary}"}
+        await system.http.post(HTTP, content=canary, headers=form)
+    assert "UploadAttachment" in system.server.printed
+    system.say_nothing_of(f"{canary}.", key)
+
+
 def test_types_are_told_from_bytes() -> None:
     assert type_of(b"BM is how this text begins") == "text/plain"
     assert type_of("grüß".encode()) == "text/plain"

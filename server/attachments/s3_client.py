@@ -7,10 +7,10 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx2
-from chatkit_grpc.environment import SettingsError
+from chatkit_grpc.environment import SettingsError, is_loopback
 
 from server.attachments import refusals
 from server.attachments.byte_store import PIECE_BYTES
@@ -34,7 +34,9 @@ class S3Client:
     def __init__(self, settings: AttachmentSettings) -> None:
         self._location = S3Location.parse(settings.attachments_url or "")
         self._signers = _Signers(settings, self._location.region)
-        self._http = httpx2.AsyncClient(timeout=_TIMEOUT)
+        # What http_proxy names is not on the way to this machine itself.
+        is_here = is_loopback(urlsplit(self._location.bucket_url).hostname or "")
+        self._http = httpx2.AsyncClient(timeout=_TIMEOUT, trust_env=not is_here)
 
     async def aclose(self) -> None:
         """Close the connections."""

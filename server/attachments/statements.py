@@ -121,9 +121,9 @@ where user_id = $1
 
 # The key of all servers: the first that comes makes it.
 MAKE_KEY = """
-insert into secrets (name, value) values ($1, $2) on conflict (name) do nothing
+insert into server_secrets (name, value) values ($1, $2) on conflict (name) do nothing
 """
 
 LOAD_KEY = """
-select value from secrets where name = $1
+select value from server_secrets where name = $1
 """

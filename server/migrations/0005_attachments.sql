@@ -48,9 +48,9 @@ create table attachment_usage (
 
 comment on table attachment_usage is 'How many attachments a user has, and of how many bytes: the sum over those with a storage';
 
-create table secrets (
+create table server_secrets (
     name text collate "C" not null primary key,
     value bytea not null
 );
 
-comment on table secrets is 'What all servers of this database must know and nobody else: keys, made by the first that needs one';
+comment on table server_secrets is 'What all servers of this database must know and nobody else: keys, made by the first that needs one';
