@@ -98,7 +98,9 @@ class Assistant(ChatKitServer[RequestContext]):
         """Stream the answer to what was said last. A failure of the model is raised as CustomStreamError."""
         agent_context: AgentContext[Any] = AgentContext(thread=thread, store=self.store, request_context=context)
         history = await load_history(self.store, thread.id, context)
-        contents = contents_for(self.attachment_store, self.model.choice.kind, self._attachment_settings, context)
+        contents = contents_for(
+            self.attachment_store, self.model.choice.kind, self.model.choice.name, self._attachment_settings, context
+        )
         await contents.load(history)
         for notice in contents.notices(input_user_message):
             yield notice

@@ -17,8 +17,9 @@ from chatkit_grpc.v1 import thread_service_pb2, thread_service_pb2_grpc
 
 from bridge.settings import Settings as BridgeSettings
 from server.attachments import statements
-from server.attachments.for_the_model import text_length
+from server.attachments.for_the_model import contents_for, text_length
 from server.attachments.postgres_bytes import PostgresBytes
+from server.attachments.settings import AttachmentSettings
 from server.attachments.sweep import AttachmentSweep
 from server.retention import Retention
 from server.store import PostgresStore
@@ -37,7 +38,7 @@ from tests.attachments_fixtures import (
     uploaded,
     usage,
 )
-from tests.database import execute
+from tests.database import context_of, execute
 from tests.fake_openai import FakeOpenAI, Say
 from tests.page import SSE, body_of, events_of, post, say
 from tests.scripted import ScriptedServer
@@ -127,6 +128,13 @@ async def test_the_operator_says_what_a_model_takes_and_how_many_bytes(database_
     assert "too large for the model" in notices[1]
     texts = [part["text"] for part in user_parts(fake)]
     assert texts[2].endswith("ten bytes!")
+
+
+def test_a_model_that_is_known_to_take_no_pictures_is_shown_none() -> None:
+    made = contents_for(None, "chat_completions", "mimo-v2-flash", AttachmentSettings(), context_of("alice"))
+    assert made._takes == {"text"}
+    made = contents_for(None, "chat_completions", "other", AttachmentSettings(), context_of("alice"))
+    assert made._takes == {"image", "text"}
 
 
 async def test_of_a_long_text_the_model_is_told_the_beginning(database_url: str) -> None:

@@ -32,6 +32,8 @@ TAKEN_BY: Mapping[str, frozenset[str]] = {
 }
 """What a model takes, by the interface that it is spoken to, where ATTACHMENTS_FOR_MODEL doesn't say."""
 
+TEXT_ONLY = frozenset({"mimo-v2-flash"})
+"""Models that we know to refuse a request with a picture in it, by their names."""
 
 _MOST_CHARACTERS = 60_000
 """Of all texts together: some 15,000 tokens, which leaves most models room for what is said."""
@@ -121,11 +123,15 @@ class AttachmentContents:
 
 
 def contents_for(
-    attachment_store: object, kind: str, settings: AttachmentSettings, context: RequestContext
+    attachment_store: object, kind: str, model: str, settings: AttachmentSettings, context: RequestContext
 ) -> AttachmentContents:
-    """The contents for a model that is spoken to by an interface: "responses", "chat_completions" or "offline"."""
+    """The contents for a model.
+
+    kind: the interface that it is spoken to: "responses", "chat_completions" or "offline". model: its name.
+    """
     attachments = attachment_store if isinstance(attachment_store, Attachments) else None
-    takes = frozenset(settings.attachments_for_model) or TAKEN_BY.get(kind, frozenset({"text"}))
+    takes = frozenset({"text"}) if model in TEXT_ONLY else TAKEN_BY.get(kind, frozenset({"text"}))
+    takes = frozenset(settings.attachments_for_model) or takes
     return AttachmentContents(attachments, takes, settings.attachment_bytes_for_model, context)
 
 
