@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -11,10 +12,13 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import httpx2
 from chatkit_grpc.environment import SettingsError, is_loopback
+from chatkit_grpc.errors import UnavailableError
 
 from server.attachments import refusals
 from server.attachments.byte_store import PIECE_BYTES
 from server.attachments.settings import AttachmentSettings, S3Location
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT = httpx2.Timeout(30.0, connect=5.0)
 _TRIES = 3
@@ -110,22 +114,23 @@ class S3Client:
         self, method: str, key: str, query: Mapping[str, str] | None = None, *, body: bytes = b""
     ) -> httpx2.Response:
         url = self._url(key, query)
+        problem = ""
         for tried in range(1, _TRIES + 1):
             try:
                 headers = self._signers.sign(method, url, {}, body)
                 answer = await self._http.request(method, url, headers=headers, content=body)
-            except httpx2.TransportError:
-                pass
+            except httpx2.TransportError as error:
+                problem = type(error).__name__
             else:
                 needs_no_object = method in {"HEAD", "DELETE"} and answer.status_code in _NOT_THERE
                 if answer.status_code in _DONE or needs_no_object:
                     return answer
+                problem = str(answer.status_code)
                 if answer.status_code < 500:
                     break
             if tried < _TRIES:
                 await asyncio.sleep(_PAUSE_SECONDS * tried)
-        # What the store says may name keys; whoever runs the server sees it there.
-        raise refusals.store_failed()
+        raise _failed(method, problem)
 
     @asynccontextmanager
     async def _opened(self, key: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
@@ -134,14 +139,23 @@ class S3Client:
         try:
             async with self._http.stream("GET", url, headers=signed) as answer:
                 if answer.status_code not in _DONE | _NOT_THERE:
-                    raise refusals.store_failed()
+                    raise _failed("GET", str(answer.status_code))
                 yield answer
-        except httpx2.TransportError:
-            raise refusals.store_failed() from None
+        except httpx2.TransportError as error:
+            problem = type(error).__name__
+        else:
+            return
+        raise _failed("GET", problem)
 
     def _url(self, key: str, query: Mapping[str, str] | None) -> str:
         url = f"{self._location.bucket_url}/{key}"
         return f"{url}?{urlencode(query, quote_via=quote)}" if query else url
+
+
+def _failed(method: str, problem: str) -> UnavailableError:
+    """What callers are told. Whoever runs the server sees what it was; the rest is in the store's own log."""
+    log.warning("the store of attachments failed a %s: %s", method, problem)
+    return refusals.store_failed()
 
 
 class _Signers:
