@@ -79,7 +79,7 @@ audit: .venv/installed ## look the pinned dependencies up in the databases of kn
 
 lock: .venv/installed ## resolve the dependencies anew and write constraints.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --group dev pyproject.toml --output-file constraints.txt
+		--no-emit-index-url --no-emit-find-links --group dev --all-extras pyproject.toml --output-file constraints.txt
 
 clean: ## remove what was installed and built; the database in .data stays
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist

@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 from bridge import headers
 from bridge.acknowledgements import Acknowledgements
+from bridge.attachments import AttachmentEndpoints
 from bridge.backend import Backend
 from bridge.channel import channel_credentials
 from bridge.endpoint import Endpoint
@@ -49,6 +50,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         acknowledgements = Acknowledgements(backend)
         app.state.acknowledgements = acknowledgements
         app.state.endpoint = Endpoint(backend, streams, acknowledgements, settings)
+        app.state.attachments = AttachmentEndpoints(backend, settings)
         try:
             yield
         finally:
@@ -61,6 +63,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Mount("/static", WebFiles(directory=WEB)),
             Route("/api/chatkit", chatkit, methods=["POST"]),
             Route("/api/chatkit/health", health, methods=["GET"]),
+            Route("/api/chatkit/attachments", upload_form, methods=["POST"]),
+            Route("/api/chatkit/attachments/{attachment_id}", attachment, methods=["GET", "PUT"]),
+            Route("/api/chatkit/attachments/{attachment_id}/preview", preview, methods=["GET"]),
         ],
         exception_handlers={HTTPException: http_error},
         middleware=_cross_origin(settings),
@@ -79,7 +84,7 @@ def _cross_origin(settings: Settings) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_credentials=True,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT"],
             allow_headers=headers.FROM_OTHER_ORIGINS,
             expose_headers=[*headers.RETRY, "WWW-Authenticate"],
             max_age=_PREFLIGHT_SECONDS,
@@ -101,6 +106,24 @@ async def chatkit(request: Request) -> Response:
     """ChatKit's endpoint."""
     endpoint: Endpoint = request.app.state.endpoint
     return await endpoint(request)
+
+
+async def upload_form(request: Request) -> Response:
+    """A new attachment."""
+    attachments: AttachmentEndpoints = request.app.state.attachments
+    return await attachments.upload_form(request)
+
+
+async def attachment(request: Request) -> Response:
+    """The bytes of an attachment, put or read."""
+    attachments: AttachmentEndpoints = request.app.state.attachments
+    return await (attachments.upload_body if request.method == "PUT" else attachments.download)(request)
+
+
+async def preview(request: Request) -> Response:
+    """A small version of a picture."""
+    attachments: AttachmentEndpoints = request.app.state.attachments
+    return await attachments.preview(request)
 
 
 async def page(_request: Request) -> Response:

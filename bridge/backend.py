@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from chatkit_grpc.errors import (
@@ -15,7 +17,7 @@ from chatkit_grpc.errors import (
     ValidationError,
     from_rpc_error,
 )
-from chatkit_grpc.services import SERVICES, Metadata
+from chatkit_grpc.services import GO_ON_KEY, SERVICES, Metadata
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from chatkit_grpc.v1.thread_service_pb2 import ListThreadsRequest
@@ -38,6 +40,7 @@ class Method:
 
     path: str
     is_stream: bool
+    is_upload: bool
     response_type: type[Message]
 
 
@@ -46,6 +49,7 @@ METHODS: dict[str, Method] = {
     method.input_type.full_name: Method(
         path=f"/{service.full_name}/{method.name}",
         is_stream=method.server_streaming,
+        is_upload=method.client_streaming,
         response_type=GetMessageClass(method.output_type),
     )
     for service in SERVICES.values()
@@ -61,7 +65,7 @@ class Backend:
         self._channel = open_channel(settings, credentials)
         self._any_channel = open_channel(settings, credentials, takes_any=True)
         self._calls: dict[str, Any] = {
-            method.path: (self._channel.unary_stream if method.is_stream else self._channel.unary_unary)(
+            method.path: _caller(self._channel, method)(
                 method.path, request_serializer=_serialize, response_deserializer=method.response_type.FromString
             )
             for method in METHODS.values()
@@ -89,6 +93,28 @@ class Backend:
         """Begin a streaming call. Whoever begins one cancels it in the end."""
         call: StreamCall = self._calls[path](request, metadata=metadata, timeout=seconds)
         return call
+
+    async def first_of(self, call: StreamCall, metadata: Metadata) -> Message:
+        """The first response of a streaming call. Raises ChatKitError where there is none."""
+        try:
+            first = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise await self.explain(from_rpc_error(error), metadata) from None
+        if first is grpc.aio.EOF:
+            raise ChatKitError("The chat server said nothing.")
+        return cast("Message", first)
+
+    async def upload(self, path: str, requests: AsyncGenerator[Message, None], metadata: Metadata) -> Message:
+        """Make a call with many requests. Raises ChatKitError, and what they raise: then the server forgets it all."""
+        call = self._calls[path](metadata=metadata, timeout=self._settings.stream_timeout_seconds)
+        try:
+            await _write_all(call, requests)
+            response: Message = await call
+        except grpc.aio.AioRpcError as error:
+            raise await self.explain(from_rpc_error(error), metadata) from None
+        finally:
+            call.cancel()
+        return response
 
     async def explain(self, failure: ChatKitError, metadata: Metadata) -> ChatKitError:
         """The failure, or what is behind it: where no server takes calls, one that takes none may know why.
@@ -152,6 +178,28 @@ async def _check_health(channel: grpc.aio.Channel, service: str) -> bool:
     )
     response = await check(health_pb2.HealthCheckRequest(service=service), timeout=_ASK_SECONDS)
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _caller(channel: grpc.aio.Channel, method: Method) -> Any:
+    if method.is_upload:
+        return channel.stream_unary
+    return channel.unary_stream if method.is_stream else channel.unary_unary
+
+
+async def _write_all(call: Any, requests: AsyncGenerator[Message, None]) -> None:
+    """Send requests once the server has let the caller in, as fast as it takes them.
+
+    No more of them once it has answered: the call itself says what.
+    """
+    if GO_ON_KEY not in dict(await call.initial_metadata() or ()):
+        return
+    async for request in requests:
+        try:
+            await call.write(request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return
+    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await call.done_writing()
 
 
 def method_of(request: ChatKitRequest) -> tuple[Method, Message]:

@@ -24,6 +24,9 @@ _REPEATABLE = frozenset(
         "UpdateThread",
         "DeleteThread",  # which knows that it may have been done before
         "AddFeedback",
+        "GetAttachment",
+        "GetPreview",
+        "DownloadAttachment",  # until its first byte
     }
 )
 _REPEATS = {

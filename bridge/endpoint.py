@@ -7,16 +7,13 @@ and would repeat the request for each 5xx; only 401 and 429 mean something to it
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
-import traceback
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
 from chatkit_grpc import codec
 from chatkit_grpc.errors import ChatKitError, LimitError, ValidationError
-from chatkit_grpc.services import HOST_KEY, REQUEST_METADATA_KEY, USER_HEADER, Metadata
+from chatkit_grpc.services import REQUEST_METADATA_KEY, Metadata
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 from chatkit_grpc.v1.chatkit_request_pb2 import ChatKitRequest
 from google.protobuf.message import DecodeError, Message
@@ -26,19 +23,15 @@ from starlette.responses import Response
 from bridge import request_ids, sse
 from bridge.acknowledgements import Acknowledgements
 from bridge.backend import Backend, Method, method_of
-from bridge.cookies import session_cookies
-from bridge.errors import error_response
+from bridge.errors import defect, error_response
 from bridge.event_stream import EventStream
 from bridge.headers import NOSNIFF
 from bridge.last_event_id import LastEventId
 from bridge.lasting_call import LastingCall
+from bridge.metadata import metadata_of
 from bridge.settings import Settings
 from bridge.streams import Streams
 
-_FORWARDED = ("authorization", "accept-language", "origin", "user-agent", USER_HEADER, "x-request-id", "traceparent")
-"""Headers that the server is told, under their own names."""
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
-log = logging.getLogger(__name__)
 _METADATA_LIMIT = 8 * 1024
 _LARGE_BODY_BYTES = 64 * 1024
 _STATUSES_A_PAGE_UNDERSTANDS = frozenset({401, 429})
@@ -63,13 +56,13 @@ class Endpoint:
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception as failure:  # noqa: BLE001 # the edge: a page repeats what is answered with a bare 500
-            error = failure if isinstance(failure, ChatKitError) else _defect(failure)
+            error = failure if isinstance(failure, ChatKitError) else defect(failure)
             if wants_stream and error.http_status not in _STATUSES_A_PAGE_UNDERSTANDS:
                 return Response(sse.error_frame(error), headers=sse.HEADERS)
             return error_response(error)
 
     async def _answer(self, request: Request) -> Response:
-        metadata = _metadata_of(request)
+        metadata = metadata_of(request, self._settings)
         try:
             body = await self._read_body(request)
             chatkit_request = await self._parse(request.headers.get("content-type", ""), body, metadata)
@@ -158,15 +151,6 @@ def _parse_protobuf(body: bytes) -> ChatKitRequest:
     return chatkit_request
 
 
-def _metadata_of(request: Request) -> list[tuple[str, str | bytes]]:
-    # gRPC takes printable ASCII only. What isn't becomes "?" and is not dropped: a user's id that can't be sent must
-    # not turn into no id.
-    sent = [(name, value) for name in _FORWARDED for value in request.headers.getlist(name)]
-    sent += [("cookie", cookie) for cookie in session_cookies(request.headers)]
-    sent += [(HOST_KEY, request.headers.get("host", ""))]
-    return [(name, _UNPRINTABLE.sub("?", value)) for name, value in sent]
-
-
 async def _read_at_most(request: Request, limit: int) -> bytes:
     too_large = LimitError(
         f"The request is larger than {limit} bytes.",
@@ -182,9 +166,3 @@ async def _read_at_most(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise too_large
     return bytes(body)
-
-
-def _defect(error: Exception) -> ChatKitError:
-    """A bug of ours. Its words may quote a conversation, so only its place is logged."""
-    log.error("the bridge failed: %s\n%s", type(error).__qualname__, "".join(traceback.format_tb(error.__traceback__)))
-    return ChatKitError("The bridge failed.")

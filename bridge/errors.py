@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import traceback
 from collections.abc import Mapping
 
 from chatkit_grpc.errors import ChatKitError, Quota
@@ -11,6 +13,7 @@ from starlette.responses import JSONResponse
 from bridge.headers import NOSNIFF
 
 _UNAUTHENTICATED = 401
+log = logging.getLogger(__name__)
 
 
 def error_response(error: ChatKitError) -> JSONResponse:
@@ -25,6 +28,12 @@ def error_response(error: ChatKitError) -> JSONResponse:
             "window_seconds": error.quota.window_seconds,
         }
     return json_error(error.code, error.message, details, error.http_status, _headers_of(error))
+
+
+def defect(error: Exception) -> ChatKitError:
+    """A bug of ours. Its words may quote a conversation, so only its place is logged."""
+    log.error("the bridge failed: %s\n%s", type(error).__qualname__, "".join(traceback.format_tb(error.__traceback__)))
+    return ChatKitError("The bridge failed.")
 
 
 def json_error(

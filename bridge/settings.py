@@ -14,6 +14,7 @@ from chatkit_grpc.environment import (
     Address,
     Environment,
     SettingsError,
+    check_http_url,
     check_origins,
     is_loopback,
 )
@@ -38,6 +39,7 @@ class Settings:
     grpc_server_name: str | None = None
     allow_plaintext: bool = False
     allowed_origins: tuple[str, ...] = ()
+    public_url: str | None = None
     max_request_bytes: int = 4 * 1024 * 1024
     max_header_bytes: int = 64 * 1024
     max_connections: int = 10_000
@@ -64,6 +66,7 @@ class Settings:
             "grpc_server_name": env.text("GRPC_SERVER_NAME"),
             "allow_plaintext": env.bool("ALLOW_PLAINTEXT", default.allow_plaintext),
             "allowed_origins": env.words("ALLOWED_ORIGINS", validate=check_origins),
+            "public_url": env.str("PUBLIC_URL", "", validate=check_http_url) or None,
             "max_request_bytes": env.int(
                 "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)
             ),

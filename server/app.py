@@ -21,6 +21,8 @@ from grpc_reflection.v1alpha import reflection
 from server import sdk
 from server.appending import Appending
 from server.attachment_service import AttachmentService
+from server.attachments.opening import open_attachments
+from server.attachments.preview_keys import with_preview_keys
 from server.auth.authenticator import open_authenticator
 from server.auth.certificates import ServiceCertificates
 from server.auth.interceptor import AuthInterceptor
@@ -97,14 +99,17 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         # Said in our words, and before the database is started; gRPC takes the port itself.
         bound_socket("GRPC_LISTEN", settings.grpc_listen).close()
         database = await stack.enter_async_context(open_database(settings))
-        guarded = await with_row_security(database) if settings.row_level_security else database
-        store = PostgresStore(guarded)
+        of_users = await with_row_security(database) if settings.row_level_security else database
+        attachments = await stack.enter_async_context(
+            open_attachments(database, of_users, settings.attachments, settings.public_url)
+        )
+        store = PostgresStore(of_users, attachments.attachments)
         assistant = await stack.enter_async_context(_open_assistant(make_assistant, store))
         reserved = await stack.enter_async_context(open_beside(database, settings, _RESERVED_CONNECTIONS))
         runs = await stack.enter_async_context(Runs(database, reserved, store, settings))
         watching = await stack.enter_async_context(Watching(runs))
         thread_watch = await stack.enter_async_context(ThreadWatch(runs, watching))
-        await stack.enter_async_context(Retention(database, settings))
+        await stack.enter_async_context(Retention(database, settings, attachments.sweep))
         authenticator = await stack.enter_async_context(
             open_authenticator(settings.auth, settings.environment, database)
         )
@@ -112,7 +117,7 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
         overload = await stack.enter_async_context(Overload(settings.limits))
         certificates = ServiceCertificates(settings.auth.service_certificates)
         guard = AuthInterceptor(
-            authenticator,
+            with_preview_keys(authenticator, attachments.keys),
             certificates,
             calls,
             AtOnce(settings.limits.max_user_streams, partial(too_many_streams, settings.limits)),
@@ -137,8 +142,8 @@ async def open_server(settings: Settings, factory: Factory | None = None) -> Asy
                 InProgress(runs),
                 Appending(assistant, store, starting),
                 thread_watch,
-                Search(guarded),
-                FeedbackLists(guarded, database),
+                Search(of_users),
+                FeedbackLists(of_users, database),
                 settings.limits.max_page_size,
             ),
             "chatkit_grpc.v1.RunService": RunService(runs, watching),

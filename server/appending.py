@@ -16,6 +16,7 @@ from chatkit_grpc.v1.item_pb2 import ThreadItem as ThreadItemMessage
 from pydantic import ValidationError as PydanticError
 
 from server import sdk
+from server.attachments.attachments import require_uploaded
 from server.changes import change_of
 from server.context import RequestContext
 from server.ids import Kind, new_id
@@ -88,6 +89,7 @@ class Appending:
             problems = error.errors(include_input=False, include_url=False, include_context=False)
             raise ValidationError.at("$.params.item", problems[0]["msg"]) from None
         if isinstance(item, UserMessageItem):
+            await require_uploaded(self._server, [attachment.id for attachment in item.attachments], context)
             item.attachments = [
                 (await self._store.load_attachment(attachment.id, context)).model_copy(
                     update={"thread_id": item.thread_id}

@@ -38,6 +38,8 @@ from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server.agent_record import AgentRecord
 from server.agent_stream import stream_answer
+from server.attachments.for_the_model import contents_for
+from server.attachments.settings import NO_ATTACHMENT_SETTINGS, AttachmentSettings
 from server.context import RequestContext
 from server.dictation import Dictation
 from server.dictation_settings import HOW_TO_PLUG_IN_DICTATION, choose_transcriber
@@ -80,12 +82,14 @@ class Options:
     context_tokens: how much of a thread a model is told that doesn't say itself how much it takes.
     answer_seconds: how long an answer may take.
     titles: whether threads are given titles.
+    attachments: what a model is told of them. The store keeps them, if it has a place for them.
     """
 
     asks_for_usage: bool = False
     context_tokens: int = 32_000
     answer_seconds: float = 600.0
     titles: bool = False
+    attachments: AttachmentSettings = NO_ATTACHMENT_SETTINGS
 
 
 def create_assistant(
@@ -108,6 +112,7 @@ def create_assistant(
         context_tokens=settings.context_tokens,
         answer_seconds=settings.answer_seconds,
         titles=settings.thread_titles,
+        attachments=settings.attachments,
     )
     transcriber = choose_transcriber(settings.dictation, settings.openai_api_key)
     if mcp_servers is None and team is None:
@@ -141,12 +146,11 @@ class Assistant(ChatKitServer[RequestContext]):
         dictation: Dictation | None = None,
         mcp_servers: McpServers | None = None,
     ) -> None:
-        super().__init__(store)
+        super().__init__(store, getattr(store, "attachments", None))
         self.models = models
         self.mcp_servers = mcp_servers or McpServers()
         self._options = options or Options()
         self._dictation = dictation
-        self._converter = HistoryConverter()
         # Its tools are for trying out: no real model is given them.
         self._shows_off = team is None and all(model.choice.kind == "offline" for model in models)
         team = team or make_team(
@@ -209,7 +213,12 @@ class Assistant(ChatKitServer[RequestContext]):
         message = input_user_message or await last_message(self.store, thread.id, context)
         turn = self._turns.choose(thread, message, is_new=input_user_message is not None)
         max_tokens = turn.model.choice.context_tokens or self._options.context_tokens
-        recent, told = await load_model_input(self.store, thread.id, context, self._converter, max_tokens)
+        choice = turn.model.choice
+        contents = contents_for(self.attachment_store, choice.kind, choice.name, self._options.attachments, context)
+        converter = HistoryConverter(contents)
+        recent, told = await load_model_input(self.store, thread.id, context, converter, max_tokens)
+        for notice in contents.notices(input_user_message):
+            yield notice
         if input_user_message is not None:
             for closed in close_left_behind(recent):
                 yield closed

@@ -15,6 +15,7 @@ from chatkit_grpc.v1.event_pb2 import ThreadItemReplacedEvent, ThreadStreamEvent
 from google.protobuf.message import Message
 
 from server import sdk
+from server.attachments.attachments import require_uploaded
 from server.changes import change_of, removal_of
 from server.context import RequestContext
 from server.limits.allowance import RunAllowance
@@ -55,6 +56,8 @@ class ChatService:
         # Parsed before anything is started for it; it isn't begun yet.
         events = sdk.open_stream(self._server, request, context)
         sdk.check_options(self._server, request)
+        if isinstance(request, (pb.CreateThreadRequest, pb.AddUserMessageRequest)):
+            await require_uploaded(self._server, request.input.attachments, context)
         is_new = isinstance(request, pb.CreateThreadRequest)
         start = Start(
             thread_id=self._store.prepare_thread(context) if is_new else request.thread_id,  # type: ignore[attr-defined]

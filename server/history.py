@@ -24,10 +24,11 @@ from chatkit.types import (
     WidgetItem,
     WorkflowItem,
 )
-from openai.types.responses import EasyInputMessageParam, ResponseInputTextParam
+from openai.types.responses import EasyInputMessageParam, ResponseInputContentParam, ResponseInputTextParam
 from openai.types.responses.response_input_item_param import Message
 
 from server.agent_record import KnownCalls, Remembered
+from server.attachments.for_the_model import AttachmentContents
 from server.context import RequestContext
 from server.token_estimate import tokens_in
 from server.widget_text import widget_text
@@ -50,7 +51,13 @@ class KeepsAgentRecord(Protocol):
 
 
 class HistoryConverter(ThreadItemConverter):
-    """The SDK's converter with its gaps filled, and assistant messages that Chat Completions accept too."""
+    """The SDK's converter with its gaps filled, and assistant messages that Chat Completions accept too.
+
+    contents: what is in attachments; without them the model is told their names.
+    """
+
+    def __init__(self, contents: AttachmentContents | None = None) -> None:
+        self._contents = contents
 
     async def assistant_message_to_input(
         self, item: AssistantMessageItem
@@ -65,8 +72,10 @@ class HistoryConverter(ThreadItemConverter):
         """The tag's data, beside the name under which the user's text mentions it."""
         return _text_part(f"Tag @{tag.text} (id {tag.id}): {_json(tag.data)}")
 
-    async def attachment_to_message_content(self, attachment: Attachment) -> ResponseInputTextParam:
-        """The file's name and type; the model is not shown what is in it."""
+    async def attachment_to_message_content(self, attachment: Attachment) -> ResponseInputContentParam:
+        """What is in the file, or its name and type."""
+        if self._contents is not None:
+            return await self._contents.part_of(attachment)
         return _text_part(f"Attached file: {attachment.name} ({attachment.mime_type})")
 
     async def widget_to_input(self, item: WidgetItem) -> TResponseInputItem | list[TResponseInputItem] | None:

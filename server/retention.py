@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 
 from chatkit_grpc.errors import DatabaseError
 
@@ -103,11 +104,15 @@ log = logging.getLogger(__name__)
 
 
 class Retention(Worker):
-    """Sweeps now and then, as long as the context is open."""
+    """Sweeps now and then, as long as the context is open.
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    others: sweeps of what this module knows nothing of; they raise DatabaseError, too.
+    """
+
+    def __init__(self, database: Database, settings: Settings, *others: Callable[[], Awaitable[None]]) -> None:
         super().__init__("retention", self._sweep_for_ever)
         self._database = database
+        self._others = others
         self._log_seconds = settings.run_log_ttl_seconds
         self._thread_seconds = None if settings.thread_ttl_days is None else settings.thread_ttl_days * 86400.0
 
@@ -115,6 +120,8 @@ class Retention(Worker):
         """Forget all that is due now. Raises DatabaseError."""
         await self._sweep_batches(SWEEP_EVENTS, self._log_seconds)
         await self._sweep_batches(SWEEP_CHANGES, self._log_seconds)
+        for sweep in self._others:
+            await sweep()
 
     async def sweep_whole_tables(self) -> None:
         """Forget what can't be found by an index. Raises DatabaseError."""

@@ -15,7 +15,9 @@ declare
     member constant text := (
         select 'chatkit_grpc_user_' || oid from pg_database where datname = current_database()
     );
-    tables constant text[] := '{chat_sessions, chat_messages, attachments, feedback, runs, run_events, thread_events}';
+    tables constant text[] :=
+        '{chat_sessions, chat_messages, attachments, attachment_chunks, attachment_usage, feedback, runs, run_events,'
+        ' thread_events}';
 begin
     perform set_config('lock_timeout', '5s', true);
     if exists (

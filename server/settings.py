@@ -19,6 +19,7 @@ from chatkit_grpc.environment import (
 from environs import ValidationError
 from environs import validate as must_be
 
+from server.attachments.settings import NO_ATTACHMENT_SETTINGS, AttachmentSettings
 from server.auth.settings import DEVELOPMENT, NO_AUTH, AuthSettings
 from server.dictation_settings import NO_DICTATION, DictationSettings
 from server.limits.settings import DEFAULT_LIMITS, LimitSettings
@@ -50,6 +51,8 @@ class Settings:
     grpc_reflection: bool | None = None
     auth: AuthSettings = NO_AUTH
     limits: LimitSettings = DEFAULT_LIMITS
+    attachments: AttachmentSettings = NO_ATTACHMENT_SETTINGS
+    public_url: str | None = None
     chatkit_server: str = "server.assistant:create_assistant"
     max_request_bytes: int = 4 * 1024 * 1024
     shutdown_grace_seconds: float = 5.0
@@ -101,6 +104,8 @@ class Settings:
             "grpc_reflection": env.bool("GRPC_REFLECTION", default.grpc_reflection),
             "auth": AuthSettings.read(env),
             "limits": LimitSettings.read(env),
+            "attachments": AttachmentSettings.read(env),
+            "public_url": env.str("PUBLIC_URL", "", validate=check_http_url) or None,
             "chatkit_server": env.str("CHATKIT_SERVER", default.chatkit_server, validate=_factory),
             "max_request_bytes": env.int(
                 "MAX_REQUEST_BYTES", default.max_request_bytes, validate=must_be.Range(1024, 2**30)
@@ -145,7 +150,11 @@ class Settings:
 
     def check(self) -> None:
         """Raise SettingsError for what doesn't go together, or isn't safe."""
-        problems = [*self._transport_problems(), *self.auth.problems(self.environment)]
+        problems = [
+            *self._transport_problems(),
+            *self.auth.problems(self.environment),
+            *self.attachments.problems(allow_plaintext=self.allow_plaintext),
+        ]
         if problems:
             raise SettingsError("\n".join(problems))
 

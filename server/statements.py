@@ -88,8 +88,9 @@ order by created_at desc, session_id desc
 limit $3
 """
 
-# The items go with it, and with them their feedback. Attachments stay: their files have to be deleted elsewhere. With
-# $3 only a thread that nothing was written to for so many seconds. FORGET_RUNS comes after it.
+# The items go with it, and with them their feedback. Attachments stay until the next sweep, since their bytes may have
+# to be deleted elsewhere. With $3 only a thread that nothing was written to for so many seconds. FORGET_RUNS comes
+# after it.
 DELETE_THREAD = """
 with deleted as (
     delete from chat_sessions
@@ -97,7 +98,7 @@ with deleted as (
         and ($3::float8 is null or active_run_id is null and updated_at < now() - make_interval(secs => $3))
     returning session_id
 ), unlinked as (
-    update attachments set session_id = null from deleted
+    update attachments set session_id = null, expires_at = case when storage is not null then now() end from deleted
     where attachments.user_id = $1 and attachments.session_id = deleted.session_id
 )
 select session_id, pg_notify('chatkit_grpc', 'log') from deleted
@@ -300,7 +301,8 @@ on conflict (user_id, attachment_id) do update set
     session_id = excluded.session_id,
     name = excluded.name,
     mime_type = excluded.mime_type,
-    attachment = excluded.attachment
+    attachment = excluded.attachment,
+    expires_at = case when excluded.session_id is null then attachments.expires_at end
 returning attachment_id
 """
 
@@ -308,8 +310,15 @@ LOAD_ATTACHMENT = """
 select session_id, attachment from attachments where user_id = $1 and attachment_id = $2
 """
 
+# With it go its bytes, where they are in this database.
 DELETE_ATTACHMENT = """
-delete from attachments where user_id = $1 and attachment_id = $2 returning attachment_id
+with deleted as (
+    delete from attachments where user_id = $1 and attachment_id = $2 returning attachment_id, storage, size
+), freed as (
+    update attachment_usage set files = files - 1, bytes = bytes - deleted.size from deleted
+    where user_id = $1 and deleted.storage is not null
+)
+select attachment_id from deleted
 """
 
 # All or nothing: an item that isn't there comes back, and nothing is written. The items are locked in one order, and

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import asyncpg
+from chatkit.store import AttachmentStore, Store, StoreItemType
 from chatkit.store import NotFoundError as SDKNotFoundError
-from chatkit.store import Store, StoreItemType
 from chatkit.types import Attachment, FeedbackKind, Page, SDKHiddenContextItem, ThreadItem, ThreadMetadata
 from chatkit_grpc.errors import DatabaseError, NotFoundError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
@@ -77,10 +77,14 @@ class RecordNotFoundError(NotFoundError, SDKNotFoundError):
 
 
 class PostgresStore(Store[RequestContext]):
-    """The SDK's store, on PostgreSQL."""
+    """The SDK's store, on PostgreSQL.
 
-    def __init__(self, database: Database) -> None:
+    attachments: what keeps the bytes of attachments, for a ChatKitServer that takes some. None in a store of its own.
+    """
+
+    def __init__(self, database: Database, attachments: AttachmentStore[RequestContext] | None = None) -> None:
         self._database = database
+        self.attachments = attachments
 
     def generate_thread_id(self, context: RequestContext) -> str:
         """An id for a new thread: for the first of a request that makes one, the id that its run knows it by."""
@@ -142,7 +146,7 @@ class PostgresStore(Store[RequestContext]):
         return Page(data=threads, has_more=has_more, after=threads[-1].id if has_more else None)
 
     async def delete_thread(self, thread_id: str, context: RequestContext) -> None:
-        """Delete a thread with its items and their feedback. Its attachments stay, no longer linked to a thread."""
+        """Delete a thread with its items and their feedback. Its attachments are swept soon after."""
         if not await self._database.fetch(statements.DELETE_THREAD, context["user_id"], thread_id, None):
             raise RecordNotFoundError.thread(thread_id)
         await self.forget_runs(thread_id, context)

@@ -38,7 +38,11 @@ UNIONS: tuple[type[Any], ...] = (
     item_pb2.ThreadItem,
     thread_service_pb2.WatchThreadResponse,
 )
-UNARY_ANSWERS = {name for name, answer in ANSWER_TYPES.items() if "batch" not in answer.DESCRIPTOR.fields_by_name}
+NEVER_JSON = {"DownloadAttachmentResponse", "GetAttachmentResponse", "GetPreviewResponse"}
+"""The bridge sends their bytes, or doesn't call them."""
+UNARY_ANSWERS = {
+    name for name, answer in ANSWER_TYPES.items() if "batch" not in answer.DESCRIPTOR.fields_by_name
+} - NEVER_JSON
 
 
 def exact(text: str) -> Any:

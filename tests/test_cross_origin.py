@@ -49,6 +49,13 @@ async def test_an_allowed_page_may_call_with_its_cookies(shared: System) -> None
     assert "Retry-After" in refused.headers["access-control-expose-headers"]
 
 
+async def test_an_allowed_page_may_put_the_bytes_of_an_attachment(shared: System) -> None:
+    asked = {**PREFLIGHT, "origin": APP, "access-control-request-method": "PUT"}
+    answer = await shared.http.options("/api/chatkit/attachments/atc_1", headers=asked)
+    assert answer.status_code == 200
+    assert "PUT" in answer.headers["access-control-allow-methods"]
+
+
 @pytest.mark.parametrize("origin", ["https://evil.test", "https://app.test.evil.test", "http://app.test", "null"])
 async def test_other_pages_are_told_nothing(shared: System, origin: str) -> None:
     asked = await preflight(shared, origin)

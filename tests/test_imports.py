@@ -55,6 +55,7 @@ BELOW_THE_SERVICES = (
     *(f"runs/{path.stem}" for path in (ROOT / "server" / "runs").glob("*.py")),
     *(f"mcp_servers/{path.stem}" for path in (ROOT / "server" / "mcp_servers").glob("*.py")),
     *("threads_mcp", "tool_tasks"),
+    *(f"attachments/{path.stem}" for path in (ROOT / "server" / "attachments").glob("*.py")),
     *("pacing", "sdk", "assistant", "history", "models", "context"),
 )
 SERVICES = {

@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from bridge.settings import Settings as BridgeSettings
+from server.attachments.settings import AttachmentSettings
 from server.auth.settings import AuthSettings
 from server.dictation_settings import DictationSettings
 from server.limits.settings import LimitSettings
@@ -32,7 +33,10 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     rows = {name: default for names, default in lines for name in re.findall(r"[A-Z_]+", names)}
     defaults = {
         field.name.upper(): getattr(settings, field.name)
-        for settings in (ServerSettings(), AuthSettings(), LimitSettings(), DictationSettings(), BridgeSettings())
+        for settings in (
+            *(ServerSettings(), AuthSettings(), LimitSettings(), DictationSettings(), AttachmentSettings()),
+            BridgeSettings(),
+        )
         for field in fields(settings)
         if not is_dataclass(getattr(settings, field.name))
     }
@@ -40,6 +44,8 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     for name, default in defaults.items():
         if default is None or default == ():
             assert not rows[name].startswith("`"), name
+        elif type(default) is tuple:
+            assert rows[name] == f"`{','.join(default)}`", name
         else:
             assert rows[name] == f"`{str(default).lower() if isinstance(default, bool) else default}`", name
 

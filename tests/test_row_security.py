@@ -28,7 +28,10 @@ from tests.scripted import ScriptedServer
 from tests.system import ANY_PORT, IMPATIENT, open_system
 
 ROLE = "select 'chatkit_grpc_user_' || oid from pg_database where datname = current_database()"
-TABLES = ("chat_sessions", "chat_messages", "attachments", "feedback", "runs", "run_events", "thread_events")
+TABLES = (
+    *("chat_sessions", "chat_messages", "attachments", "attachment_chunks", "attachment_usage", "feedback"),
+    *("runs", "run_events", "thread_events"),
+)
 
 
 @pytest.fixture

@@ -727,7 +727,7 @@ async def test_a_thread_id_that_another_user_has_is_free(
 def test_every_statement_names_its_user() -> None:
     sql = [value for name, value in vars(statements).items() if re.match("[A-Z]", name) and isinstance(value, str)]
     assert len(sql) == 26
-    names = "chat_sessions|chat_messages|attachments|feedback|thread_events|runs|run_events"
+    names = "chat_sessions|chat_messages|attachments|attachment_usage|feedback|thread_events|runs|run_events"
     for statement in sql:
         tables = re.findall(rf"(?:from|update|into) (?:{names})\b", statement)
         assert tables

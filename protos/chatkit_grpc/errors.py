@@ -275,6 +275,15 @@ TABLE: Mapping[ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_GUARDRAIL_TRIPPED: Row(grpc.StatusCode.FAILED_PRECONDITION, 422, AgentError),
     reasons.ERROR_REASON_TRANSCRIPTION_FAILED: Row(grpc.StatusCode.INTERNAL, 424, AgentError),
     reasons.ERROR_REASON_TRANSCRIPTION_BUSY: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
+    reasons.ERROR_REASON_ATTACHMENT_NOT_UPLOADED: Row(grpc.StatusCode.FAILED_PRECONDITION, 409, ConflictError),
+    reasons.ERROR_REASON_ATTACHMENT_UPLOADED: Row(grpc.StatusCode.ALREADY_EXISTS, 409, ConflictError),
+    reasons.ERROR_REASON_UPLOAD_CONFLICT: Row(grpc.StatusCode.ABORTED, 409, ConflictError),
+    reasons.ERROR_REASON_ATTACHMENT_TOO_LARGE: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, LimitError),
+    reasons.ERROR_REASON_ATTACHMENT_SIZE: Row(grpc.StatusCode.INVALID_ARGUMENT, 400, ValidationError),
+    reasons.ERROR_REASON_ATTACHMENT_TYPE: Row(grpc.StatusCode.INVALID_ARGUMENT, 415, ValidationError),
+    reasons.ERROR_REASON_ATTACHMENT_UNREADABLE: Row(grpc.StatusCode.INVALID_ARGUMENT, 422, ValidationError),
+    reasons.ERROR_REASON_ATTACHMENT_QUOTA: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, LimitError),
+    reasons.ERROR_REASON_ATTACHMENT_STORE_FAILED: Row(grpc.StatusCode.UNAVAILABLE, 503, UnavailableError),
 }
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from chatkit_grpc.errors import LimitError, PermissionDeniedError, UnavailableError
+from chatkit_grpc.services import GO_ON_KEY, Metadata
 from chatkit_grpc.v1 import access_pb2
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
 from server.auth.access import ALWAYS_OPEN, REFLECTION, RULES, access_of
-from server.auth.authenticator import Authenticator
 from server.auth.certificates import ServiceCertificates
 from server.context import Auth
 from server.failures import abort
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 else:
     Handler = grpc.RpcMethodHandler  # generic in its stubs only
 Call = grpc.aio.ServicerContext[Any, Any]
+Authenticate = Callable[[Metadata, access_pb2.Access.ValueType], Awaitable[Auth]]
+"""Says who makes a call that is for something, or raises."""
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
@@ -39,7 +41,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(
         self,
-        authenticate: Authenticator,
+        authenticate: Authenticate,
         certificates: ServiceCertificates,
         calls: CallLimiter,
         streams: AtOnce,
@@ -90,11 +92,22 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         request: bytes = body
         return request
 
-    def _guarded(self, rpc: str, handler: Handler, known: Auth | None) -> Handler:
-        """The handler of an RPC with one request, told who calls.
+    async def _requests(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """The requests of a call that takes many, each of which has as long to come as that of one that takes one."""
+        while True:
+            body: Any = await within(call.read(), self._seconds, _no_request)
+            if body is grpc.aio.EOF:
+                return
+            yield body
 
-        For gRPC it takes many: then it is called before the first has come, and not only once it has, if it ever does.
+    def _guarded(self, rpc: str, handler: Handler, known: Auth | None) -> Handler:
+        """The handler of an RPC, told who calls.
+
+        For gRPC each takes many requests: then it is called before the first has come, and not only once it has, if it
+        ever does.
         """
+        if handler.request_streaming:
+            return self._guarded_upload(rpc, handler, known)
         behaviour: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
         async def prepare(call: Call) -> tuple[bytes, Auth]:
@@ -120,6 +133,26 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.stream_unary_rpc_method_handler(serve)
+
+    def _guarded_upload(self, rpc: str, handler: Handler, known: Auth | None) -> Handler:
+        """The handler of an RPC with many requests and one response. It counts as a stream."""
+        behaviour: Any = handler.stream_unary
+
+        async def serve(_requests: object, call: Call) -> object:
+            try:
+                auth = known or await self._admitted(self._certificates.caller(call, access_of(rpc)))
+            except Exception as error:  # noqa: BLE001 # whatever it is, the call goes no further
+                await abort(rpc, call, error)
+            try:
+                with self._streams.one_more(auth.user_id):
+                    # A client of grpc.aio that writes while it is refused is told of an internal error.
+                    await call.send_initial_metadata(((GO_ON_KEY, "1"),))
+                    async with aclosing(self._requests(call)) as requests:
+                        return await behaviour(requests, call, auth=auth)
+            except LimitError as error:
+                await abort(rpc, call, error)
+
         return grpc.stream_unary_rpc_method_handler(serve)
 
 

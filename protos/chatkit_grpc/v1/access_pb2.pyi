@@ -34,10 +34,14 @@ class _AccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Access.ValueTy
     """May start a run, which costs a model's tokens."""
     ACCESS_ALL_USERS: _Access.ValueType  # 4
     """Reads what belongs to all users. For services only, and only for those that act for no user."""
+    ACCESS_PREVIEW: _Access.ValueType  # 5
+    """Reads the preview of a picture. Besides the user's own credentials the picture's key counts: a page that shows it in
+    an <img> can't send others.
+    """
 
 class Access(_Access, metaclass=_AccessEnumTypeWrapper):
-    """What an RPC lets its caller do. All but the last are for users, each with what is his own, and for
-    services that act for one.
+    """What an RPC lets its caller do. All but ACCESS_ALL_USERS are for users, each with what is his own, and for services
+    that act for one.
     """
 
 ACCESS_UNSPECIFIED: Access.ValueType  # 0
@@ -50,6 +54,10 @@ ACCESS_RUN: Access.ValueType  # 3
 """May start a run, which costs a model's tokens."""
 ACCESS_ALL_USERS: Access.ValueType  # 4
 """Reads what belongs to all users. For services only, and only for those that act for no user."""
+ACCESS_PREVIEW: Access.ValueType  # 5
+"""Reads the preview of a picture. Besides the user's own credentials the picture's key counts: a page that shows it in
+an <img> can't send others.
+"""
 Global___Access: _TypeAlias = Access  # noqa: Y015
 
 ACCESS_FIELD_NUMBER: _builtins.int

@@ -27,7 +27,7 @@ from chatkit_grpc.v1 import attachment_pb2 as chatkit__grpc_dot_v1_dot_attachmen
 from chatkit_grpc.v1 import json_pb2 as chatkit__grpc_dot_v1_dot_json__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(chatkit_grpc/v1/attachment_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a chatkit_grpc/v1/attachment.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\"a\n\x17\x43reateAttachmentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\x80\x01\x01\xb0\xbb\x18\x01\x12\x16\n\x04size\x18\x02 \x01(\x03\x42\x08\xb0\xbb\x18\x01\xc0\xbb\x18\x00\x12\x17\n\tmime_type\x18\x03 \x01(\tB\x04\xb0\xbb\x18\x01\"Q\n\x18\x43reateAttachmentResponse\x12/\n\nattachment\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.Attachment:\x04\xc0\xbc\x18\x01\"6\n\x17\x44\x65leteAttachmentRequest\x12\x1b\n\rattachment_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x1a\n\x18\x44\x65leteAttachmentResponse2\xf1\x01\n\x11\x41ttachmentService\x12m\n\x10\x43reateAttachment\x12(.chatkit_grpc.v1.CreateAttachmentRequest\x1a).chatkit_grpc.v1.CreateAttachmentResponse\"\x04\xe0\xbd\x18\x02\x12m\n\x10\x44\x65leteAttachment\x12(.chatkit_grpc.v1.DeleteAttachmentRequest\x1a).chatkit_grpc.v1.DeleteAttachmentResponse\"\x04\xe0\xbd\x18\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(chatkit_grpc/v1/attachment_service.proto\x12\x0f\x63hatkit_grpc.v1\x1a\x1c\x63hatkit_grpc/v1/access.proto\x1a chatkit_grpc/v1/attachment.proto\x1a\x1a\x63hatkit_grpc/v1/json.proto\"a\n\x17\x43reateAttachmentRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\x80\x01\x01\xb0\xbb\x18\x01\x12\x16\n\x04size\x18\x02 \x01(\x03\x42\x08\xb0\xbb\x18\x01\xc0\xbb\x18\x00\x12\x17\n\tmime_type\x18\x03 \x01(\tB\x04\xb0\xbb\x18\x01\"Q\n\x18\x43reateAttachmentResponse\x12/\n\nattachment\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.Attachment:\x04\xc0\xbc\x18\x01\"6\n\x17\x44\x65leteAttachmentRequest\x12\x1b\n\rattachment_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"\x1a\n\x18\x44\x65leteAttachmentResponse\"\x8c\x01\n\x17UploadAttachmentRequest\x12\x15\n\rattachment_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12\x17\n\x04size\x18\x04 \x01(\x03\x42\x04\xc0\xbb\x18\x00H\x00\x88\x01\x01\x12\x12\n\x05\x63hunk\x18\x05 \x01(\x0c\x42\x03\x80\x01\x01\x42\x07\n\x05_size\"Q\n\x18UploadAttachmentResponse\x12/\n\nattachment\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.Attachment:\x04\xc0\xbc\x18\x01\"M\n\x19\x44ownloadAttachmentRequest\x12\x1b\n\rattachment_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x13\n\x0b\x61\x63\x63\x65pts_url\x18\x02 \x01(\x08\"\xb0\x01\n\x1a\x44ownloadAttachmentResponse\x12\x34\n\nattachment\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.AttachmentH\x00\x88\x01\x01\x12\x11\n\x04size\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x15\n\x03url\x18\x03 \x01(\tB\x03\x80\x01\x01H\x02\x88\x01\x01\x12\x12\n\x05\x63hunk\x18\x04 \x01(\x0c\x42\x03\x80\x01\x01\x42\r\n\x0b_attachmentB\x07\n\x05_sizeB\x06\n\x04_url\"3\n\x14GetAttachmentRequest\x12\x1b\n\rattachment_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\"v\n\x15GetAttachmentResponse\x12/\n\nattachment\x18\x01 \x01(\x0b\x32\x1b.chatkit_grpc.v1.Attachment\x12\x11\n\x04size\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08uploaded\x18\x03 \x01(\x08\x42\x07\n\x05_size\"0\n\x11GetPreviewRequest\x12\x1b\n\rattachment_id\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\";\n\x12GetPreviewResponse\x12\x11\n\tmime_type\x18\x01 \x01(\t\x12\x12\n\x05image\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\x32\x9c\x05\n\x11\x41ttachmentService\x12m\n\x10\x43reateAttachment\x12(.chatkit_grpc.v1.CreateAttachmentRequest\x1a).chatkit_grpc.v1.CreateAttachmentResponse\"\x04\xe0\xbd\x18\x02\x12m\n\x10\x44\x65leteAttachment\x12(.chatkit_grpc.v1.DeleteAttachmentRequest\x1a).chatkit_grpc.v1.DeleteAttachmentResponse\"\x04\xe0\xbd\x18\x02\x12o\n\x10UploadAttachment\x12(.chatkit_grpc.v1.UploadAttachmentRequest\x1a).chatkit_grpc.v1.UploadAttachmentResponse\"\x04\xe0\xbd\x18\x02(\x01\x12u\n\x12\x44ownloadAttachment\x12*.chatkit_grpc.v1.DownloadAttachmentRequest\x1a+.chatkit_grpc.v1.DownloadAttachmentResponse\"\x04\xe0\xbd\x18\x01\x30\x01\x12\x64\n\rGetAttachment\x12%.chatkit_grpc.v1.GetAttachmentRequest\x1a&.chatkit_grpc.v1.GetAttachmentResponse\"\x04\xe0\xbd\x18\x01\x12[\n\nGetPreview\x12\".chatkit_grpc.v1.GetPreviewRequest\x1a#.chatkit_grpc.v1.GetPreviewResponse\"\x04\xe0\xbd\x18\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,10 +44,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEATTACHMENTRESPONSE']._serialized_options = b'\300\274\030\001'
   _globals['_DELETEATTACHMENTREQUEST'].fields_by_name['attachment_id']._loaded_options = None
   _globals['_DELETEATTACHMENTREQUEST'].fields_by_name['attachment_id']._serialized_options = b'\260\273\030\001'
+  _globals['_UPLOADATTACHMENTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UPLOADATTACHMENTREQUEST'].fields_by_name['name']._serialized_options = b'\200\001\001'
+  _globals['_UPLOADATTACHMENTREQUEST'].fields_by_name['size']._loaded_options = None
+  _globals['_UPLOADATTACHMENTREQUEST'].fields_by_name['size']._serialized_options = b'\300\273\030\000'
+  _globals['_UPLOADATTACHMENTREQUEST'].fields_by_name['chunk']._loaded_options = None
+  _globals['_UPLOADATTACHMENTREQUEST'].fields_by_name['chunk']._serialized_options = b'\200\001\001'
+  _globals['_UPLOADATTACHMENTRESPONSE']._loaded_options = None
+  _globals['_UPLOADATTACHMENTRESPONSE']._serialized_options = b'\300\274\030\001'
+  _globals['_DOWNLOADATTACHMENTREQUEST'].fields_by_name['attachment_id']._loaded_options = None
+  _globals['_DOWNLOADATTACHMENTREQUEST'].fields_by_name['attachment_id']._serialized_options = b'\260\273\030\001'
+  _globals['_DOWNLOADATTACHMENTRESPONSE'].fields_by_name['url']._loaded_options = None
+  _globals['_DOWNLOADATTACHMENTRESPONSE'].fields_by_name['url']._serialized_options = b'\200\001\001'
+  _globals['_DOWNLOADATTACHMENTRESPONSE'].fields_by_name['chunk']._loaded_options = None
+  _globals['_DOWNLOADATTACHMENTRESPONSE'].fields_by_name['chunk']._serialized_options = b'\200\001\001'
+  _globals['_GETATTACHMENTREQUEST'].fields_by_name['attachment_id']._loaded_options = None
+  _globals['_GETATTACHMENTREQUEST'].fields_by_name['attachment_id']._serialized_options = b'\260\273\030\001'
+  _globals['_GETPREVIEWREQUEST'].fields_by_name['attachment_id']._loaded_options = None
+  _globals['_GETPREVIEWREQUEST'].fields_by_name['attachment_id']._serialized_options = b'\260\273\030\001'
+  _globals['_GETPREVIEWRESPONSE'].fields_by_name['image']._loaded_options = None
+  _globals['_GETPREVIEWRESPONSE'].fields_by_name['image']._serialized_options = b'\200\001\001'
   _globals['_ATTACHMENTSERVICE'].methods_by_name['CreateAttachment']._loaded_options = None
   _globals['_ATTACHMENTSERVICE'].methods_by_name['CreateAttachment']._serialized_options = b'\340\275\030\002'
   _globals['_ATTACHMENTSERVICE'].methods_by_name['DeleteAttachment']._loaded_options = None
   _globals['_ATTACHMENTSERVICE'].methods_by_name['DeleteAttachment']._serialized_options = b'\340\275\030\002'
+  _globals['_ATTACHMENTSERVICE'].methods_by_name['UploadAttachment']._loaded_options = None
+  _globals['_ATTACHMENTSERVICE'].methods_by_name['UploadAttachment']._serialized_options = b'\340\275\030\002'
+  _globals['_ATTACHMENTSERVICE'].methods_by_name['DownloadAttachment']._loaded_options = None
+  _globals['_ATTACHMENTSERVICE'].methods_by_name['DownloadAttachment']._serialized_options = b'\340\275\030\001'
+  _globals['_ATTACHMENTSERVICE'].methods_by_name['GetAttachment']._loaded_options = None
+  _globals['_ATTACHMENTSERVICE'].methods_by_name['GetAttachment']._serialized_options = b'\340\275\030\001'
+  _globals['_ATTACHMENTSERVICE'].methods_by_name['GetPreview']._loaded_options = None
+  _globals['_ATTACHMENTSERVICE'].methods_by_name['GetPreview']._serialized_options = b'\340\275\030\005'
   _globals['_CREATEATTACHMENTREQUEST']._serialized_start=153
   _globals['_CREATEATTACHMENTREQUEST']._serialized_end=250
   _globals['_CREATEATTACHMENTRESPONSE']._serialized_start=252
@@ -56,6 +84,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEATTACHMENTREQUEST']._serialized_end=389
   _globals['_DELETEATTACHMENTRESPONSE']._serialized_start=391
   _globals['_DELETEATTACHMENTRESPONSE']._serialized_end=417
-  _globals['_ATTACHMENTSERVICE']._serialized_start=420
-  _globals['_ATTACHMENTSERVICE']._serialized_end=661
+  _globals['_UPLOADATTACHMENTREQUEST']._serialized_start=420
+  _globals['_UPLOADATTACHMENTREQUEST']._serialized_end=560
+  _globals['_UPLOADATTACHMENTRESPONSE']._serialized_start=562
+  _globals['_UPLOADATTACHMENTRESPONSE']._serialized_end=643
+  _globals['_DOWNLOADATTACHMENTREQUEST']._serialized_start=645
+  _globals['_DOWNLOADATTACHMENTREQUEST']._serialized_end=722
+  _globals['_DOWNLOADATTACHMENTRESPONSE']._serialized_start=725
+  _globals['_DOWNLOADATTACHMENTRESPONSE']._serialized_end=901
+  _globals['_GETATTACHMENTREQUEST']._serialized_start=903
+  _globals['_GETATTACHMENTREQUEST']._serialized_end=954
+  _globals['_GETATTACHMENTRESPONSE']._serialized_start=956
+  _globals['_GETATTACHMENTRESPONSE']._serialized_end=1074
+  _globals['_GETPREVIEWREQUEST']._serialized_start=1076
+  _globals['_GETPREVIEWREQUEST']._serialized_end=1124
+  _globals['_GETPREVIEWRESPONSE']._serialized_start=1126
+  _globals['_GETPREVIEWRESPONSE']._serialized_end=1185
+  _globals['_ATTACHMENTSERVICE']._serialized_start=1188
+  _globals['_ATTACHMENTSERVICE']._serialized_end=1856
 # @@protoc_insertion_point(module_scope)

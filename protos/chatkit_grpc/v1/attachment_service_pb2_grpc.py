@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AttachmentServiceStub:
-    """A user's own attachments. Both calls are UNIMPLEMENTED where the assistant takes no attachments.
+    """A user's own attachments. All calls are UNIMPLEMENTED where the assistant takes no attachments; all but the first two
+    are where it keeps the bytes elsewhere than this server would.
     """
 
     def __init__(self, channel):
@@ -45,21 +46,75 @@ class AttachmentServiceStub:
                 request_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.DeleteAttachmentRequest.SerializeToString,
                 response_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.DeleteAttachmentResponse.FromString,
                 _registered_method=True)
+        self.UploadAttachment = channel.stream_unary(
+                '/chatkit_grpc.v1.AttachmentService/UploadAttachment',
+                request_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.UploadAttachmentRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.UploadAttachmentResponse.FromString,
+                _registered_method=True)
+        self.DownloadAttachment = channel.unary_stream(
+                '/chatkit_grpc.v1.AttachmentService/DownloadAttachment',
+                request_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.DownloadAttachmentRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.DownloadAttachmentResponse.FromString,
+                _registered_method=True)
+        self.GetAttachment = channel.unary_unary(
+                '/chatkit_grpc.v1.AttachmentService/GetAttachment',
+                request_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetAttachmentRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetAttachmentResponse.FromString,
+                _registered_method=True)
+        self.GetPreview = channel.unary_unary(
+                '/chatkit_grpc.v1.AttachmentService/GetPreview',
+                request_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetPreviewRequest.SerializeToString,
+                response_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetPreviewResponse.FromString,
+                _registered_method=True)
 
 
 class AttachmentServiceServicer:
-    """A user's own attachments. Both calls are UNIMPLEMENTED where the assistant takes no attachments.
+    """A user's own attachments. All calls are UNIMPLEMENTED where the assistant takes no attachments; all but the first two
+    are where it keeps the bytes elsewhere than this server would.
     """
 
     def CreateAttachment(self, request, context):
-        """Registers a file and says where to upload it.
+        """Registers a file and says where to upload it. What isn't uploaded within ATTACHMENT_TTL_SECONDS is forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAttachment(self, request, context):
-        """Deletes an attachment. NOT_FOUND where it isn't there or is someone else's.
+        """Deletes an attachment with its bytes. NOT_FOUND where it isn't there or is someone else's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadAttachment(self, request_iterator, context):
+        """Uploads a file: of an attachment that was registered, or of one that is registered by this very call. It counts once
+        all of it has come, and not at all where the call breaks off. What it is is told from its bytes, whatever the caller
+        says; ALREADY_EXISTS where it is there already, ABORTED where another upload of the same attachment was begun later.
+        The initial metadata come, with `chatkit-go-on`, as soon as the caller is known: who waits for them sends nothing in
+        vain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadAttachment(self, request, context):
+        """The bytes of an attachment. FAILED_PRECONDITION where they haven't been uploaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAttachment(self, request, context):
+        """What is known of an attachment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPreview(self, request, context):
+        """A small version of a picture. Who has the key that stands in its preview_url, and sends it as the metadata
+        `chatkit-preview-key`, needs no other credentials. NOT_FOUND where the attachment is no picture.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +133,26 @@ def add_AttachmentServiceServicer_to_server(servicer, server):
                     request_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.DeleteAttachmentRequest.FromString,
                     response_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.DeleteAttachmentResponse.SerializeToString,
             ),
+            'UploadAttachment': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadAttachment,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.UploadAttachmentRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.UploadAttachmentResponse.SerializeToString,
+            ),
+            'DownloadAttachment': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadAttachment,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.DownloadAttachmentRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.DownloadAttachmentResponse.SerializeToString,
+            ),
+            'GetAttachment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAttachment,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetAttachmentRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetAttachmentResponse.SerializeToString,
+            ),
+            'GetPreview': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPreview,
+                    request_deserializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetPreviewRequest.FromString,
+                    response_serializer=chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetPreviewResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'chatkit_grpc.v1.AttachmentService', rpc_method_handlers)
@@ -87,7 +162,8 @@ def add_AttachmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttachmentService:
-    """A user's own attachments. Both calls are UNIMPLEMENTED where the assistant takes no attachments.
+    """A user's own attachments. All calls are UNIMPLEMENTED where the assistant takes no attachments; all but the first two
+    are where it keeps the bytes elsewhere than this server would.
     """
 
     @staticmethod
@@ -134,6 +210,114 @@ class AttachmentService:
             '/chatkit_grpc.v1.AttachmentService/DeleteAttachment',
             chatkit__grpc_dot_v1_dot_attachment__service__pb2.DeleteAttachmentRequest.SerializeToString,
             chatkit__grpc_dot_v1_dot_attachment__service__pb2.DeleteAttachmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadAttachment(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/chatkit_grpc.v1.AttachmentService/UploadAttachment',
+            chatkit__grpc_dot_v1_dot_attachment__service__pb2.UploadAttachmentRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_attachment__service__pb2.UploadAttachmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadAttachment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chatkit_grpc.v1.AttachmentService/DownloadAttachment',
+            chatkit__grpc_dot_v1_dot_attachment__service__pb2.DownloadAttachmentRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_attachment__service__pb2.DownloadAttachmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAttachment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatkit_grpc.v1.AttachmentService/GetAttachment',
+            chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetAttachmentRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetAttachmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPreview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatkit_grpc.v1.AttachmentService/GetPreview',
+            chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetPreviewRequest.SerializeToString,
+            chatkit__grpc_dot_v1_dot_attachment__service__pb2.GetPreviewResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,29 +27,65 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AttachmentServiceStub:
-    """A user's own attachments. Both calls are UNIMPLEMENTED where the assistant takes no attachments."""
+    """A user's own attachments. All calls are UNIMPLEMENTED where the assistant takes no attachments; all but the first two
+    are where it keeps the bytes elsewhere than this server would.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AttachmentServiceAsyncStub: ...
     CreateAttachment: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.CreateAttachmentRequest, _attachment_service_pb2.CreateAttachmentResponse]
-    """Registers a file and says where to upload it."""
+    """Registers a file and says where to upload it. What isn't uploaded within ATTACHMENT_TTL_SECONDS is forgotten."""
     DeleteAttachment: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.DeleteAttachmentRequest, _attachment_service_pb2.DeleteAttachmentResponse]
-    """Deletes an attachment. NOT_FOUND where it isn't there or is someone else's."""
+    """Deletes an attachment with its bytes. NOT_FOUND where it isn't there or is someone else's."""
+    UploadAttachment: _grpc.StreamUnaryMultiCallable[_attachment_service_pb2.UploadAttachmentRequest, _attachment_service_pb2.UploadAttachmentResponse]
+    """Uploads a file: of an attachment that was registered, or of one that is registered by this very call. It counts once
+    all of it has come, and not at all where the call breaks off. What it is is told from its bytes, whatever the caller
+    says; ALREADY_EXISTS where it is there already, ABORTED where another upload of the same attachment was begun later.
+    The initial metadata come, with `chatkit-go-on`, as soon as the caller is known: who waits for them sends nothing in
+    vain.
+    """
+    DownloadAttachment: _grpc.UnaryStreamMultiCallable[_attachment_service_pb2.DownloadAttachmentRequest, _attachment_service_pb2.DownloadAttachmentResponse]
+    """The bytes of an attachment. FAILED_PRECONDITION where they haven't been uploaded."""
+    GetAttachment: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.GetAttachmentRequest, _attachment_service_pb2.GetAttachmentResponse]
+    """What is known of an attachment."""
+    GetPreview: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.GetPreviewRequest, _attachment_service_pb2.GetPreviewResponse]
+    """A small version of a picture. Who has the key that stands in its preview_url, and sends it as the metadata
+    `chatkit-preview-key`, needs no other credentials. NOT_FOUND where the attachment is no picture.
+    """
 
 @_typing.type_check_only
 class AttachmentServiceAsyncStub(AttachmentServiceStub):
-    """A user's own attachments. Both calls are UNIMPLEMENTED where the assistant takes no attachments."""
+    """A user's own attachments. All calls are UNIMPLEMENTED where the assistant takes no attachments; all but the first two
+    are where it keeps the bytes elsewhere than this server would.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAttachment: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.CreateAttachmentRequest, _attachment_service_pb2.CreateAttachmentResponse]  # type: ignore[assignment]
-    """Registers a file and says where to upload it."""
+    """Registers a file and says where to upload it. What isn't uploaded within ATTACHMENT_TTL_SECONDS is forgotten."""
     DeleteAttachment: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.DeleteAttachmentRequest, _attachment_service_pb2.DeleteAttachmentResponse]  # type: ignore[assignment]
-    """Deletes an attachment. NOT_FOUND where it isn't there or is someone else's."""
+    """Deletes an attachment with its bytes. NOT_FOUND where it isn't there or is someone else's."""
+    UploadAttachment: _aio.StreamUnaryMultiCallable[_attachment_service_pb2.UploadAttachmentRequest, _attachment_service_pb2.UploadAttachmentResponse]  # type: ignore[assignment]
+    """Uploads a file: of an attachment that was registered, or of one that is registered by this very call. It counts once
+    all of it has come, and not at all where the call breaks off. What it is is told from its bytes, whatever the caller
+    says; ALREADY_EXISTS where it is there already, ABORTED where another upload of the same attachment was begun later.
+    The initial metadata come, with `chatkit-go-on`, as soon as the caller is known: who waits for them sends nothing in
+    vain.
+    """
+    DownloadAttachment: _aio.UnaryStreamMultiCallable[_attachment_service_pb2.DownloadAttachmentRequest, _attachment_service_pb2.DownloadAttachmentResponse]  # type: ignore[assignment]
+    """The bytes of an attachment. FAILED_PRECONDITION where they haven't been uploaded."""
+    GetAttachment: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.GetAttachmentRequest, _attachment_service_pb2.GetAttachmentResponse]  # type: ignore[assignment]
+    """What is known of an attachment."""
+    GetPreview: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.GetPreviewRequest, _attachment_service_pb2.GetPreviewResponse]  # type: ignore[assignment]
+    """A small version of a picture. Who has the key that stands in its preview_url, and sends it as the metadata
+    `chatkit-preview-key`, needs no other credentials. NOT_FOUND where the attachment is no picture.
+    """
 
 class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """A user's own attachments. Both calls are UNIMPLEMENTED where the assistant takes no attachments."""
+    """A user's own attachments. All calls are UNIMPLEMENTED where the assistant takes no attachments; all but the first two
+    are where it keeps the bytes elsewhere than this server would.
+    """
 
     @_abc_1.abstractmethod
     def CreateAttachment(
@@ -57,7 +93,7 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attachment_service_pb2.CreateAttachmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_service_pb2.CreateAttachmentResponse, _abc.Awaitable[_attachment_service_pb2.CreateAttachmentResponse]]:
-        """Registers a file and says where to upload it."""
+        """Registers a file and says where to upload it. What isn't uploaded within ATTACHMENT_TTL_SECONDS is forgotten."""
 
     @_abc_1.abstractmethod
     def DeleteAttachment(
@@ -65,6 +101,45 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attachment_service_pb2.DeleteAttachmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_service_pb2.DeleteAttachmentResponse, _abc.Awaitable[_attachment_service_pb2.DeleteAttachmentResponse]]:
-        """Deletes an attachment. NOT_FOUND where it isn't there or is someone else's."""
+        """Deletes an attachment with its bytes. NOT_FOUND where it isn't there or is someone else's."""
+
+    @_abc_1.abstractmethod
+    def UploadAttachment(
+        self,
+        request_iterator: _MaybeAsyncIterator[_attachment_service_pb2.UploadAttachmentRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_attachment_service_pb2.UploadAttachmentResponse, _abc.Awaitable[_attachment_service_pb2.UploadAttachmentResponse]]:
+        """Uploads a file: of an attachment that was registered, or of one that is registered by this very call. It counts once
+        all of it has come, and not at all where the call breaks off. What it is is told from its bytes, whatever the caller
+        says; ALREADY_EXISTS where it is there already, ABORTED where another upload of the same attachment was begun later.
+        The initial metadata come, with `chatkit-go-on`, as soon as the caller is known: who waits for them sends nothing in
+        vain.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadAttachment(
+        self,
+        request: _attachment_service_pb2.DownloadAttachmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_attachment_service_pb2.DownloadAttachmentResponse], _abc.AsyncIterator[_attachment_service_pb2.DownloadAttachmentResponse]]:
+        """The bytes of an attachment. FAILED_PRECONDITION where they haven't been uploaded."""
+
+    @_abc_1.abstractmethod
+    def GetAttachment(
+        self,
+        request: _attachment_service_pb2.GetAttachmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attachment_service_pb2.GetAttachmentResponse, _abc.Awaitable[_attachment_service_pb2.GetAttachmentResponse]]:
+        """What is known of an attachment."""
+
+    @_abc_1.abstractmethod
+    def GetPreview(
+        self,
+        request: _attachment_service_pb2.GetPreviewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attachment_service_pb2.GetPreviewResponse, _abc.Awaitable[_attachment_service_pb2.GetPreviewResponse]]:
+        """A small version of a picture. Who has the key that stands in its preview_url, and sends it as the metadata
+        `chatkit-preview-key`, needs no other credentials. NOT_FOUND where the attachment is no picture.
+        """
 
 def add_AttachmentServiceServicer_to_server(servicer: AttachmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -173,6 +173,43 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     back, RetryInfo does. It is no limit of the user's. UNAVAILABLE, 503.
     Sample: {"reason": "TRANSCRIPTION_BUSY", "domain": "chatkit-grpc", "metadata": {}}
     """
+    ERROR_REASON_ATTACHMENT_NOT_UPLOADED: _ErrorReason.ValueType  # 40
+    """The attachment's bytes aren't there yet: upload them first. FAILED_PRECONDITION, 409.
+    Sample: {"reason": "ATTACHMENT_NOT_UPLOADED", "domain": "chatkit-grpc", "metadata": {"attachment_id": "atc_0192f0c1"}}
+    """
+    ERROR_REASON_ATTACHMENT_UPLOADED: _ErrorReason.ValueType  # 41
+    """The attachment's bytes are there already; they are never replaced. ALREADY_EXISTS, 409.
+    Sample: {"reason": "ATTACHMENT_UPLOADED", "domain": "chatkit-grpc", "metadata": {"attachment_id": "atc_0192f0c1"}}
+    """
+    ERROR_REASON_UPLOAD_CONFLICT: _ErrorReason.ValueType  # 42
+    """Another upload of the same attachment was begun after this one, which ends here. ABORTED, 409.
+    Sample: {"reason": "UPLOAD_CONFLICT", "domain": "chatkit-grpc", "metadata": {"attachment_id": "atc_0192f0c1"}}
+    """
+    ERROR_REASON_ATTACHMENT_TOO_LARGE: _ErrorReason.ValueType  # 43
+    """The file is larger than a file may be. RESOURCE_EXHAUSTED, 413.
+    Sample: {"reason": "ATTACHMENT_TOO_LARGE", "domain": "chatkit-grpc", "metadata": {"limit_bytes": "20971520"}}
+    """
+    ERROR_REASON_ATTACHMENT_SIZE: _ErrorReason.ValueType  # 44
+    """The file has not as many bytes as was said before. INVALID_ARGUMENT, 400.
+    Sample: {"reason": "ATTACHMENT_SIZE", "domain": "chatkit-grpc", "metadata": {"expected_bytes": "12"}}
+    """
+    ERROR_REASON_ATTACHMENT_TYPE: _ErrorReason.ValueType  # 45
+    """Files of this type aren't taken, or the bytes are of another type than was said. INVALID_ARGUMENT, 415.
+    Sample: {"reason": "ATTACHMENT_TYPE", "domain": "chatkit-grpc", "metadata": {"found": "application/zip"}}
+    """
+    ERROR_REASON_ATTACHMENT_UNREADABLE: _ErrorReason.ValueType  # 46
+    """The picture can't be read, or has too many pixels. INVALID_ARGUMENT, 422.
+    Sample: {"reason": "ATTACHMENT_UNREADABLE", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_ATTACHMENT_QUOTA: _ErrorReason.ValueType  # 47
+    """The user keeps as many files, or as many bytes, as he may: delete some, or threads that have some.
+    RESOURCE_EXHAUSTED, 413.
+    Sample: {"reason": "ATTACHMENT_QUOTA", "domain": "chatkit-grpc", "metadata": {}}
+    """
+    ERROR_REASON_ATTACHMENT_STORE_FAILED: _ErrorReason.ValueType  # 48
+    """The store of attachments can't be reached, or failed. UNAVAILABLE, 503.
+    Sample: {"reason": "ATTACHMENT_STORE_FAILED", "domain": "chatkit-grpc", "metadata": {}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of google.rpc.ErrorInfo, without the prefix ERROR_REASON_, in the domain "chatkit-grpc". Its gRPC status and
@@ -329,5 +366,42 @@ ERROR_REASON_TRANSCRIPTION_BUSY: ErrorReason.ValueType  # 51
 """Who turns speech into text is busy, fails for now, can't be reached or took too long; where it says when to come
 back, RetryInfo does. It is no limit of the user's. UNAVAILABLE, 503.
 Sample: {"reason": "TRANSCRIPTION_BUSY", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_ATTACHMENT_NOT_UPLOADED: ErrorReason.ValueType  # 40
+"""The attachment's bytes aren't there yet: upload them first. FAILED_PRECONDITION, 409.
+Sample: {"reason": "ATTACHMENT_NOT_UPLOADED", "domain": "chatkit-grpc", "metadata": {"attachment_id": "atc_0192f0c1"}}
+"""
+ERROR_REASON_ATTACHMENT_UPLOADED: ErrorReason.ValueType  # 41
+"""The attachment's bytes are there already; they are never replaced. ALREADY_EXISTS, 409.
+Sample: {"reason": "ATTACHMENT_UPLOADED", "domain": "chatkit-grpc", "metadata": {"attachment_id": "atc_0192f0c1"}}
+"""
+ERROR_REASON_UPLOAD_CONFLICT: ErrorReason.ValueType  # 42
+"""Another upload of the same attachment was begun after this one, which ends here. ABORTED, 409.
+Sample: {"reason": "UPLOAD_CONFLICT", "domain": "chatkit-grpc", "metadata": {"attachment_id": "atc_0192f0c1"}}
+"""
+ERROR_REASON_ATTACHMENT_TOO_LARGE: ErrorReason.ValueType  # 43
+"""The file is larger than a file may be. RESOURCE_EXHAUSTED, 413.
+Sample: {"reason": "ATTACHMENT_TOO_LARGE", "domain": "chatkit-grpc", "metadata": {"limit_bytes": "20971520"}}
+"""
+ERROR_REASON_ATTACHMENT_SIZE: ErrorReason.ValueType  # 44
+"""The file has not as many bytes as was said before. INVALID_ARGUMENT, 400.
+Sample: {"reason": "ATTACHMENT_SIZE", "domain": "chatkit-grpc", "metadata": {"expected_bytes": "12"}}
+"""
+ERROR_REASON_ATTACHMENT_TYPE: ErrorReason.ValueType  # 45
+"""Files of this type aren't taken, or the bytes are of another type than was said. INVALID_ARGUMENT, 415.
+Sample: {"reason": "ATTACHMENT_TYPE", "domain": "chatkit-grpc", "metadata": {"found": "application/zip"}}
+"""
+ERROR_REASON_ATTACHMENT_UNREADABLE: ErrorReason.ValueType  # 46
+"""The picture can't be read, or has too many pixels. INVALID_ARGUMENT, 422.
+Sample: {"reason": "ATTACHMENT_UNREADABLE", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_ATTACHMENT_QUOTA: ErrorReason.ValueType  # 47
+"""The user keeps as many files, or as many bytes, as he may: delete some, or threads that have some.
+RESOURCE_EXHAUSTED, 413.
+Sample: {"reason": "ATTACHMENT_QUOTA", "domain": "chatkit-grpc", "metadata": {}}
+"""
+ERROR_REASON_ATTACHMENT_STORE_FAILED: ErrorReason.ValueType  # 48
+"""The store of attachments can't be reached, or failed. UNAVAILABLE, 503.
+Sample: {"reason": "ATTACHMENT_STORE_FAILED", "domain": "chatkit-grpc", "metadata": {}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
