@@ -19,8 +19,11 @@ from chatkit_grpc.v1 import attachment_service_pb2_grpc
 from PIL import Image
 
 from server.app import Factory
-from server.assistant import create_assistant
+from server.assistant import Assistant, create_assistant
 from server.attachments.settings import AttachmentSettings
+from server.model_choice import choose_model
+from server.models import OpenModel
+from server.offline_model import OfflineModel
 from server.settings import Settings
 from tests.page import body_of, post
 from tests.system import IMPATIENT, PRODUCTION, System
@@ -53,8 +56,11 @@ def limited(*, by_token: bool = False, **settings: Any) -> Settings:
 
 
 def assistant(settings: Settings) -> Factory:
-    """The default assistant, with its offline model unless the settings say otherwise."""
-    return lambda store: create_assistant(store, settings)
+    """The default assistant, with its offline model in a hurry unless the settings say otherwise."""
+    choice = choose_model(settings)
+    if choice.kind != "offline":
+        return lambda store: create_assistant(store, settings)
+    return lambda store: Assistant(store, OpenModel(OfflineModel(0), choice), attachments=settings.attachments)
 
 
 async def upload(
