@@ -19,10 +19,10 @@ from chatkit_grpc.v1 import attachment_service_pb2_grpc
 from PIL import Image
 
 from server.app import Factory
-from server.assistant import Assistant, create_assistant
+from server.assistant import Assistant, Options, create_assistant
 from server.attachments.settings import AttachmentSettings
 from server.model_choice import choose_model
-from server.models import OpenModel
+from server.models import OpenModel, OpenModels
 from server.offline_model import OfflineModel
 from server.settings import Settings
 from tests.page import body_of, post
@@ -52,7 +52,8 @@ def noise(size: int) -> bytes:
 
 
 def limited(*, by_token: bool = False, **settings: Any) -> Settings:
-    return replace(PRODUCTION if by_token else IMPATIENT, attachments=AttachmentSettings(**settings))
+    base = replace(PRODUCTION if by_token else IMPATIENT, thread_titles=False)
+    return replace(base, attachments=AttachmentSettings(**settings))
 
 
 def assistant(settings: Settings) -> Factory:
@@ -60,7 +61,8 @@ def assistant(settings: Settings) -> Factory:
     choice = choose_model(settings)
     if choice.kind != "offline":
         return lambda store: create_assistant(store, settings)
-    return lambda store: Assistant(store, OpenModel(OfflineModel(0), choice), attachments=settings.attachments)
+    models, options = OpenModels([OpenModel(OfflineModel(0), choice)]), Options(attachments=settings.attachments)
+    return lambda store: Assistant(store, models, options)
 
 
 async def upload(
