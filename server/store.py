@@ -27,7 +27,6 @@ from server.item_text import sender_of, text_of
 from server.lease import Lease, LeaseLostError, lease_of
 from server.records import Columns, attachment_of, columns_of, item_of, json_of, json_of_item, jsonb_of, thread_of
 from server.text_repair import whole
-from server.thread_words import Place, find_words
 from server.times import to_utc
 
 T = TypeVar("T")
@@ -85,6 +84,11 @@ class PostgresStore(Store[RequestContext]):
     def __init__(self, database: Database, attachments: AttachmentStore[RequestContext] | None = None) -> None:
         self._database = database
         self.attachments = attachments
+
+    @property
+    def database(self) -> Database:
+        """What it works on, behind the second wall where there is one."""
+        return self._database
 
     def generate_thread_id(self, context: RequestContext) -> str:
         """An id for a new thread: for the first of a request that makes one, the id that its run knows it by."""
@@ -248,12 +252,6 @@ class PostgresStore(Store[RequestContext]):
                 "There is no user's message to answer again.", reason=reasons.ERROR_REASON_FAILED_PRECONDITION
             )
         return row["message_id"], row["removed"] or []
-
-    async def find_words(
-        self, words: str, limit: int, context: RequestContext, *, but_not_in: str | None = None
-    ) -> list[Place]:
-        """The newest messages that have all the words, but those of a thread that is left out."""
-        return await find_words(self._database, context["user_id"], words, limit, but_not_in=but_not_in)
 
     async def save_attachment(self, attachment: Attachment, context: RequestContext) -> None:
         """Write an attachment, its integration-only metadata included."""

@@ -17,12 +17,14 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Annotated, Any, ParamSpec
 
 from chatkit.types import Page, ThreadItem, ThreadMetadata
 from chatkit_grpc.environment import Environment, SettingsError
 from chatkit_grpc.errors import ChatKitError, DatabaseError
 from chatkit_grpc.process import refuse
+from chatkit_grpc.v1.thread_service_pb2 import FoundThread, SearchThreadsRequest, Speaker
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
@@ -35,9 +37,9 @@ from server.failures import describe
 from server.item_text import sender_of, text_of
 from server.mcp_servers.caller import THREAD_META, USER_META
 from server.row_security import with_row_security
+from server.search.search import Search
 from server.settings import Settings
 from server.store import PostgresStore
-from server.thread_words import Place
 from server.times import to_utc
 
 NAME = "threads"
@@ -85,6 +87,7 @@ def threads_server(store: PostgresStore, who: Who) -> MCPServer[Any]:
     """The server, for the users that `who` names."""
     with _logging_left_alone():
         server: MCPServer[Any] = MCPServer(NAME, title="The user's threads")
+    search = Search(store.database)
 
     @server.tool(title="List threads", annotations=_READS, structured_output=False)
     @_with_words_for_failures
@@ -96,10 +99,12 @@ def threads_server(store: PostgresStore, who: Who) -> MCPServer[Any]:
     @server.tool(title="Search threads", annotations=_READS, structured_output=False)
     @_with_words_for_failures
     async def search_threads(call: Context[Any, Any], words: Words, limit: Limit = 10) -> str:
-        """Find where the user or the assistant said something in the user's own earlier threads, newest first."""
+        """Find where something was said in the user's own earlier threads; first those whose titles have the words."""
         reader = who(call)
-        places = await store.find_words(words, limit, reader.context(), but_not_in=reader.thread_id)
-        return _json({"found": [_place(place) for place in places]})
+        # One more: the thread on which it is asked has the words, too.
+        found = await search.find(SearchThreadsRequest(query=words, limit=limit + 1), reader.context())
+        others = [thread for thread in found.data if thread.thread.id != reader.thread_id]
+        return _json({"found": [place for thread in others[:limit] for place in _places(thread)]})
 
     @server.tool(title="Read a thread", annotations=_READS, structured_output=False)
     @_with_words_for_failures
@@ -136,14 +141,18 @@ def _thread(thread: ThreadMetadata) -> dict[str, object]:
     return {"id": thread.id, "title": thread.title, "created": _time(thread)}
 
 
-def _place(place: Place) -> dict[str, object]:
-    return {
-        "thread_id": place.thread_id,
-        "title": place.title,
-        "role": place.role,
-        "time": place.said_at.isoformat(timespec="seconds"),
-        "text": place.snippet,
-    }
+def _places(found: FoundThread) -> Iterator[dict[str, object]]:
+    """The newest messages of a thread that have the words; where only its title has them, the thread."""
+    thread: dict[str, object] = {"thread_id": found.thread.id, "title": found.thread.title or None}
+    for item in found.items:
+        yield {
+            **thread,
+            "role": Speaker.Name(item.speaker).removeprefix("SPEAKER_").lower(),
+            "time": item.created_at.ToDatetime(UTC).isoformat(timespec="seconds"),
+            "text": item.snippet,
+        }
+    if not found.items:
+        yield thread
 
 
 def _messages(page: Page[ThreadItem]) -> dict[str, object]:

@@ -48,7 +48,6 @@ BELOW_THE_SERVICES = (
         "ids",
         "times",
         "lease",
-        "thread_words",
         "changes",
         "worker",
     ),

@@ -170,7 +170,8 @@ async def test_bad_arguments_are_told_to_the_model(database_url: str) -> None:
 async def test_odd_words_find_nothing_and_break_nothing(database_url: str) -> None:
     async with with_threads(database_url) as running:
         for words in ("!!! ???", "\x00", "'; drop table chat_messages; --", "<->", "a & | b", "\\", '"'):
-            assert (await ask(running, "search_threads", words=words))["found"] == [], words
+            output = await ask(running, "search_threads", words=words)
+            assert output == {"found": []} or "expected a word to look for" in output, words
         # The Agents SDK itself takes no half of a character from a model.
         server = running.servers.agent_options()["mcp_servers"][0]
         with pytest.raises(UserError):
