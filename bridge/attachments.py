@@ -69,11 +69,14 @@ class AttachmentEndpoints:
     async def _upload_form(self, request: Request) -> Response:
         metadata = metadata_of(request, self._settings)
         async with aclosing(self._body_of(request)) as body:
+            # Of a stranger nothing is read.
+            await self._backend.authenticate(metadata)
+            seconds = self._settings.request_timeout_seconds
             try:
-                file = await file_of(request.headers.get("content-type", ""), body)
-            except ChatKitError:
-                await self._backend.authenticate(metadata)
-                raise
+                async with asyncio.timeout(seconds):
+                    file = await file_of(request.headers.get("content-type", ""), body)
+            except TimeoutError:
+                raise ValidationError.at("$.file", f"expected its beginning within {seconds:g} s") from None
             first = pb.UploadAttachmentRequest(name=file.name, mime_type=file.mime_type)
             return await self._upload(first, file.chunks, metadata)
 

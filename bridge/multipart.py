@@ -14,6 +14,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 _FIELD = b"file"
 _MOST_HEAD_BYTES = 8 * 1024
+_MOST_BYTES_BEFORE = 512 * 1024
+"""Of other fields, before the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,14 @@ async def file_of(content_type: str, body: AsyncGenerator[bytes, None]) -> FormF
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise ValidationError.at("Content-Type", "expected multipart/form-data with a boundary")
     form = _Form(options[b"boundary"])
+    size = 0
     async for chunk in body:
         form.feed(chunk)
         if form.is_begun:
             return FormFile(form.name, form.mime_type, _chunks(form, body))
+        size += len(chunk)
+        if size > _MOST_BYTES_BEFORE:
+            raise ValidationError.at("$.file", f"expected it within the first {_MOST_BYTES_BEFORE:,} bytes of the form")
     raise ValidationError.at("$.file", "expected a file in the field `file`, the form has none")
 
 

@@ -159,14 +159,14 @@ async def test_what_is_gone_is_told_as_gone(database_url: str) -> None:
 
 def test_every_statement_names_its_user_but_for_the_sweep() -> None:
     named = {name: value for name, value in vars(statements).items() if name.isupper()}
-    assert len(named) == 13
+    assert len(named) == 15
     tables = r"(?:from|update|into|join) (?:attachments|attachment_chunks|attachment_usage)\b"
     unscoped = {
         name
         for name, statement in named.items()
         if len(re.findall(r"user_id = \$1|select \$1", statement)) < len(re.findall(tables, statement))
     }
-    assert unscoped == {"FIND_EXPIRED"}
+    assert unscoped == {"FORGET_EXPIRED"}
 
 
 async def test_bytes_count_for_few_tokens() -> None:
@@ -237,6 +237,8 @@ async def test_a_service_may_append_a_message_with_what_is_uploaded_and_nothing_
         await append(awaited["id"])
     added = await append(there["id"])
     assert added.item.user_message.attachments[0].file.name == "a.txt"
+    shown = "select session_id, expires_at from attachments where attachment_id = $1"
+    assert tuple(await system.server.database.fetchrow(shown, there["id"]) or ()) == (thread_id, None)
 
 
 class Own(ChatKitServer[Any]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from chatkit_grpc.environment import SettingsError
+from chatkit_grpc.errors import UnavailableError
 from chatkit_grpc.v1 import attachment_service_pb2 as pb
 from moto.server import ThreadedMotoServer
 
@@ -192,6 +194,48 @@ async def test_what_is_abandoned_is_swept_from_the_store_too(system: System, buc
         await client.aclose()
     assert bucket.objects() == []
     assert await usage(database_url) == (0, 0)
+
+
+async def test_what_cannot_be_deleted_is_tried_again_later_and_keeps_nothing_else(
+    system: System, bucket: Bucket, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [await registered(system, 5) for _ in range(3)]
+    for attachment in made:
+        await put_there(attachment, b"first")
+    await execute(database_url, "update attachments set expires_at = now() - interval '1 s'")
+    client = S3Client(keyed(bucket).attachments)
+    delete = client.delete
+
+    async def refuse(key: str) -> None:
+        if made[0]["id"] in key:
+            raise UnavailableError("locked")
+        await delete(key)
+
+    swept = sweep.AttachmentSweep(system.server.database, S3Bytes(client))
+    try:
+        monkeypatch.setattr(client, "delete", refuse)
+        await swept()
+        assert bucket.objects() == [f"{PREFIX}/dev-user/{made[0]['id']}"]
+        # Nobody can bring to a thread what is being deleted.
+        assert code_of(await message_with(system, made[0]["id"])) == (404, "ATTACHMENT_NOT_FOUND")
+        monkeypatch.setattr(client, "delete", delete)
+        await swept()
+        assert len(bucket.objects()) == 1
+        await execute(database_url, "update attachment_leftovers set try_at = now() - interval '1 s'")
+        await swept()
+        assert bucket.objects() == []
+    finally:
+        await client.aclose()
+
+
+async def test_what_says_that_it_is_packed_is_read_as_it_is(system: System, bucket: Bucket) -> None:
+    packed = gzip.compress(bytes(20_000_000))
+    made = await registered(system, len(packed), "a.txt", "text/plain")
+    described = made["upload_descriptor"]
+    headers = {**described["headers"], "Content-Encoding": "gzip"}
+    async with httpx.AsyncClient() as page:
+        assert (await page.put(described["url"], content=packed, headers=headers)).status_code == 200
+    assert code_of(await message_with(system, made["id"])) == (415, "ATTACHMENT_TYPE")
 
 
 async def test_a_store_that_is_away_is_told_so_and_nothing_is_lost(

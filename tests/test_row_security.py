@@ -89,7 +89,7 @@ async def test_every_table_with_users_is_behind_the_wall(walled: RowSecurityData
         """
     )
     # What the store's role may not touch at all.
-    assert {row["name"] for row in rows} == {"rate_limits", "token_usage"}
+    assert {row["name"] for row in rows} == {"rate_limits", "token_usage", "attachment_leftovers"}
     with pytest.raises(DatabaseError, match="42501"):
         await walled.fetch("select 1 from rate_limits where user_id = $1", "alice")
 

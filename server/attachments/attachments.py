@@ -139,8 +139,7 @@ class Attachments(AttachmentStore[RequestContext]):
         async with aclosing(in_pieces(chunks)) as pieces:
             first = await anext(pieces, b"")
             found = self._agreed(kept.attachment.mime_type, first) if first else kept.attachment.mime_type
-            attachment = self._made(attachment_id, kept.attachment.name, found, context)
-            attachment.thread_id = kept.attachment.thread_id
+            attachment = self._checked(kept.attachment, found, context)
             return await self._take(place, attachment, kept.expected_size, first, pieces)
 
     async def find(self, attachment_id: str, context: RequestContext) -> Kept:
@@ -202,8 +201,7 @@ class Attachments(AttachmentStore[RequestContext]):
             first = await anext(pieces, b"")
             mime_type = self._agreed(kept.attachment.mime_type, first)
             preview = await self._preview_of(first, pieces) if mime_type in PICTURES else None
-        attachment = self._made(kept.attachment.id, kept.attachment.name, mime_type, context)
-        attachment.thread_id = kept.attachment.thread_id
+        attachment = self._checked(kept.attachment, mime_type, context)
         # Where somebody else was faster, it is done.
         await self._rows.finish_upload(kept.place, attachment, found.size, preview, found.etag)
 
@@ -225,14 +223,22 @@ class Attachments(AttachmentStore[RequestContext]):
         intake = Intake(self._settings.max_attachment_bytes, expected, reserve, self._previews.make)
         async with aclosing(with_first(first, others)) as pieces, self._bytes.writing(place) as writer:
             taken: Taken = await intake.take(attachment.mime_type, pieces, writer)
-        if not await self._rows.finish_upload(place, attachment, taken.size, taken.preview, taken.etag):
-            raise refusals.overtaken(place.attachment_id)
+            # Before what was written is let go: where it doesn't count, it is given up.
+            if not await self._rows.finish_upload(place, attachment, taken.size, taken.preview, taken.etag):
+                raise refusals.overtaken(place.attachment_id)
         return attachment
 
     def _agreed(self, declared: str, first: bytes) -> str:
         mime_type = agreed_type(declared, first[:HEAD_BYTES])
         check_allowed(mime_type, self._settings.attachment_types)
         return mime_type
+
+    def _checked(self, registered: Attachment, mime_type: str, context: RequestContext) -> Attachment:
+        """An attachment whose bytes are there. The URL of its preview stays as messages have it, whoever asks."""
+        if isinstance(registered, ImageAttachment) and mime_type in PICTURES:
+            return registered.model_copy(update={"mime_type": mime_type, "upload_descriptor": None})
+        made = self._made(registered.id, registered.name, mime_type, context)
+        return made.model_copy(update={"thread_id": registered.thread_id, "metadata": registered.metadata})
 
     def _made(self, attachment_id: str, name: str, mime_type: str, context: RequestContext) -> Attachment:
         name = clean_name(name)

@@ -7,6 +7,7 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
+from chatkit_grpc.errors import ValidationError
 from PIL import Image, ImageOps
 
 from server.attachments import refusals
@@ -38,7 +39,9 @@ def _preview_of(picture: IO[bytes]) -> bytes:
     picture.seek(0)
     try:
         return _shrink(picture)
-    except (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, Image.DecompressionBombError):
+    except ValidationError:
+        raise
+    except (Exception, MemoryError):  # noqa: BLE001 # whatever a damaged file does to Pillow, it is the file's fault
         problem = refusals.unreadable("can't be read")
     # Not inside the except block: what Pillow says may quote the file.
     raise problem

@@ -104,7 +104,8 @@ class AttachmentSettings:
         problems = []
         if self.aws_access_key_id is None or self.aws_secret_access_key is None:
             problems.append("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: expected both beside ATTACHMENTS_URL")
-        if not allow_plaintext and is_plaintext_url(S3Location.parse(self.attachments_url).bucket_url):
+        location = S3Location.parse(self.attachments_url)
+        if not allow_plaintext and any(map(is_plaintext_url, (location.bucket_url, location.public_bucket_url))):
             problems.append(f"ATTACHMENTS_URL: files would travel in plaintext: expected https. {PLAINTEXT_HINT}")
         return problems
 

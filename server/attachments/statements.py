@@ -35,12 +35,14 @@ where found.attachment_id is null or found.storage is not null and found.uploade
 order by place
 """
 
-# An upload that nobody announced the size of is the only one of its attachment.
+# An upload that nobody announced the size of is the only one of its attachment; of any there are not endlessly many.
 BEGIN_UPLOAD = """
 with begun as (
-    update attachments set upload_epoch = upload_epoch + 1, expires_at = now() + make_interval(secs => $3)
+    update attachments set
+        upload_epoch = upload_epoch + 1,
+        expires_at = least(now(), created_at + make_interval(secs => $3)) + make_interval(secs => $3)
     where user_id = $1 and attachment_id = $2 and storage is not null and uploaded_at is null
-        and (expected_size is not null or upload_epoch = 0)
+        and (expected_size is not null or upload_epoch = 0) and upload_epoch < 20
     returning upload_epoch
 ), cleared as (
     delete from attachment_chunks
@@ -102,21 +104,45 @@ select preview, storage, uploaded_at is not null as is_uploaded from attachments
 where user_id = $1 and attachment_id = $2
 """
 
-# Those that nobody needs any longer, of all users. What is in another store, a server that uses it will find.
-FIND_EXPIRED = """
-select user_id, attachment_id, upload_epoch from attachments
-where expires_at < now() and storage = $1
-order by expires_at
-limit 1000
+# Those that nobody needs any longer, of all users, are gone from here on: nobody can bring one to a thread while its
+# bytes are deleted. What is in another store, a server that uses it will find.
+FORGET_EXPIRED = """
+with due as (
+    select user_id, attachment_id from attachments
+    where expires_at < now() and storage = $1
+    order by expires_at
+    limit $2
+    for update skip locked
+), forgotten as (
+    delete from attachments using due
+    where attachments.user_id = due.user_id and attachments.attachment_id = due.attachment_id
+    returning attachments.user_id, attachments.attachment_id, upload_epoch, storage, size
+), freed as (
+    update attachment_usage as usage set files = usage.files - gone.files, bytes = usage.bytes - gone.bytes
+    from (select user_id, count(*) as files, sum(size) as bytes from forgotten group by user_id) as gone
+    where usage.user_id = gone.user_id
+), kept as (
+    insert into attachment_leftovers (user_id, attachment_id, upload_epoch, storage)
+    select user_id, attachment_id, upload_epoch, storage from forgotten where storage <> 'postgres'
+    on conflict do nothing
+)
+select count(*) = $2 from forgotten
 """
 
-# It may have been brought to a thread since it was found.
-DELETE_EXPIRED = """
-with deleted as (
-    delete from attachments where user_id = $1 and attachment_id = $2 and expires_at < now() returning size
-)
-update attachment_usage set files = files - 1, bytes = bytes - deleted.size from deleted
-where user_id = $1
+FIND_LEFTOVERS = """
+select user_id, attachment_id, upload_epoch from attachment_leftovers
+where storage = $1 and try_at < now()
+order by try_at
+limit 200
+"""
+
+DELETE_LEFTOVER = """
+delete from attachment_leftovers where user_id = $1 and attachment_id = $2
+"""
+
+# It is in nobody's way then.
+PUT_LEFTOVER_OFF = """
+update attachment_leftovers set try_at = now() + interval '1 hour' where user_id = $1 and attachment_id = $2
 """
 
 # The key of all servers: the first that comes makes it.

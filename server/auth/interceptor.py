@@ -15,6 +15,7 @@ from chatkit_grpc.services import GO_ON_KEY, Metadata
 from chatkit_grpc.v1 import access_pb2
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
+from server.attachments.preview_keys import BY_KEY
 from server.auth.access import ALWAYS_OPEN, REFLECTION, RULES, access_of
 from server.auth.certificates import ServiceCertificates
 from server.context import Auth
@@ -82,7 +83,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         return self._guarded(rpc, handler, auth)
 
     async def _admitted(self, auth: Auth) -> Auth:
-        await self._calls.admit(auth.user_id)
+        await self._calls.admit(_counted_as(auth))
         return auth
 
     async def _request(self, call: Call) -> bytes:
@@ -154,6 +155,12 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                 await abort(rpc, call, error)
 
         return grpc.stream_unary_rpc_method_handler(serve)
+
+
+def _counted_as(auth: Auth) -> str:
+    """Whose calls these are. Whoever has the key of a picture's preview uses up none of its owner's."""
+    # No user's id has a blank.
+    return f"preview {auth.claims['attachment_id']}" if auth.method == BY_KEY else auth.user_id
 
 
 def _no_request() -> UnavailableError:

@@ -48,6 +48,18 @@ create table attachment_usage (
 
 comment on table attachment_usage is 'How many attachments a user has, and of how many bytes: the sum over those with a storage';
 
+create table attachment_leftovers (
+    user_id text collate "C" not null,
+    attachment_id text collate "C" not null,
+    upload_epoch bigint not null,
+    storage text not null,
+    try_at timestamptz not null default now(),
+    primary key (user_id, attachment_id)
+);
+
+comment on table attachment_leftovers is 'Attachments that are gone, but for bytes that are still to be deleted elsewhere';
+comment on column attachment_leftovers.try_at is 'When that is tried next';
+
 create table server_secrets (
     name text collate "C" not null primary key,
     value bytea not null
