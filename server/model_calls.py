@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, cast
 
-from agents import Model, ModelResponse
+from agents import Model, ModelResponse, TResponseInputItem
 from agents.items import TResponseStreamEvent
 from agents.retry import ModelRetryAdvice, ModelRetryAdviceRequest
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
@@ -36,6 +36,7 @@ from server.model_failures import (
     failure_of,
     failure_of_code,
 )
+from server.refused_files import refuses_input, without_files
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0
@@ -91,18 +92,29 @@ class PatientModel(Model):
         except Exception as error:  # as below
             raise failure_of(error) from error
 
-    async def stream_response(self, *call: Any, **more: Any) -> AsyncIterator[TResponseStreamEvent]:
+    async def stream_response(
+        self,
+        system_instructions: str | None,
+        input: str | list[TResponseInputItem],  # noqa: A002 # the interface calls it so
+        *call: Any,
+        **more: Any,
+    ) -> AsyncIterator[TResponseStreamEvent]:
         """The answer token by token."""
         deadline = _now() + self._patience.first_token
         for attempt in count(1):
             has_begun = False
             try:
-                async with aclosing(self._attempt(deadline, *call, **more)) as events:
+                events_of_attempt = self._attempt(deadline, system_instructions, input, *call, **more)
+                async with aclosing(events_of_attempt) as events:
                     async for event in events:
                         has_begun = True
                         yield event
                 return
             except ModelFailureError as failure:
+                if not has_begun and refuses_input(failure.__cause__) and (bare := without_files(input)) is not input:
+                    logger.info("the model refuses what it was sent: it is asked again without files")
+                    input = bare  # noqa: A001 # as above
+                    continue
                 pause = None if has_begun else self._pause_after(failure, attempt, deadline)
                 if pause is None:
                     # The error's own text may quote the conversation: only its kind is logged.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,7 +41,7 @@ from tests.attachments_fixtures import (
     usage,
 )
 from tests.database import context_of, execute
-from tests.fake_openai import FakeOpenAI, Say
+from tests.fake_openai import Fail, FakeOpenAI, Say
 from tests.page import SSE, body_of, events_of, post, say
 from tests.scripted import ScriptedServer
 from tests.system import System, open_system
@@ -145,6 +146,25 @@ async def test_of_a_long_text_the_model_is_told_the_beginning(database_url: str)
     (notice,) = [event for event in events_of(answer) if event["type"] == "notice"]
     assert notice["message"] == "a.txt: Of its 70,000 characters the model sees the first 60,000."
     assert user_parts(fake)[1]["text"].endswith("\n\n" + "a" * 60_000)
+
+
+@pytest.mark.parametrize("kind", ["responses", "chat"])
+async def test_a_file_that_the_provider_refuses_ends_no_thread(database_url: str, kind: str) -> None:
+    async with (
+        FakeOpenAI((Fail(400), Say(text="I can't see it"))) as fake,
+        with_model(database_url, fake, kind) as system,
+    ):
+        made = await uploaded(system, picture(64, 64), "a.png", "image/png")
+        events = events_of(await message_with(system, made["id"], **SSE))
+        assert events[-1]["item"]["content"][0]["text"].strip() == "I can't see it"
+        assert len(fake.requests) == 2
+        sent = [json.dumps(request) for request in fake.requests]
+        assert ["data:image/png" in request for request in sent] == [True, False]
+        assert "your server refused it" in sent[1]
+        fake.then(Fail(400))
+        refused = events_of(await post(system, say("Well?", thread_id=events[0]["thread"]["id"]), **SSE))
+        assert "did not accept" in refused[-1]["message"]
+        assert len(fake.requests) == 4
 
 
 async def test_what_is_gone_is_told_as_gone(database_url: str) -> None:
