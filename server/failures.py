@@ -57,6 +57,8 @@ def describe(error: BaseException) -> str:
 def keep_words_out_of_the_log() -> None:
     """Let the SDK's log tell of errors as ours does: it would print their messages, which may quote a conversation."""
     logging.getLogger("chatkit").addFilter(_without_words)
+    # What a task failed with that nobody has looked at.
+    logging.getLogger("asyncio").addFilter(_without_words)
     # It quotes what it can't read; what goes wrong there is told by server/mcp_servers.
     logging.getLogger("mcp").setLevel(logging.CRITICAL)
 

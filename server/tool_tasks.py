@@ -91,8 +91,8 @@ class ToolTasks(HandOvers):
         except _TRIPWIRES:
             raise  # the SDK has taken back all that was shown
         except (asyncio.CancelledError, Exception) as error:
-            if (item := self._ended(STOPPED if isinstance(error, asyncio.CancelledError) else FAILED)) is not None:
-                yield ThreadItemDoneEvent(item=item)
+            for ended in self._ended(STOPPED if isinstance(error, asyncio.CancelledError) else FAILED):
+                yield ended
             raise
 
     async def on_llm_end(
@@ -163,17 +163,23 @@ class ToolTasks(HandOvers):
                 await told.wait()
         self._on_its_way = None
 
-    def _ended(self, why: str) -> WorkflowItem | None:
-        """The workflow that is shown, with all that was running as ended. None where nothing is shown."""
-        item = self._context.workflow_item
-        if item is None or not any(isinstance(task, CustomTask) for task in item.workflow.tasks):
-            return None
+    def _ended(self, why: str) -> list[ThreadStreamEvent]:
+        """The workflows that are shown, with all that was running as ended."""
+        items: dict[str, WorkflowItem] = {}
         for shown in self._running.values():
-            if shown.item.id == item.id:
-                item.workflow.tasks[shown.index] = _ended_task(shown, why)
+            shown.item.workflow.tasks[shown.index] = _ended_task(shown, why)
+            items[shown.item.id] = shown.item
         self._running.clear()
-        self._context.workflow_item = None
-        return item
+        item, self._context.workflow_item = self._context.workflow_item, None
+        events: list[ThreadStreamEvent] = [
+            # Something else was shown meanwhile, which ended it.
+            ThreadItemReplacedEvent(item=ended)
+            for ended in items.values()
+            if item is None or ended.id != item.id
+        ]
+        if item is not None and any(isinstance(task, CustomTask) for task in item.workflow.tasks):
+            events.append(ThreadItemDoneEvent(item=item))
+        return events
 
 
 def _ended_task(shown: _Shown, content: str | None) -> CustomTask:

@@ -27,6 +27,7 @@ Streams: TypeAlias = tuple[Incoming, MemoryObjectSendStream[SessionMessage]]
 """What comes from a server, and what goes to it, as the SDK's transports have them."""
 
 _PATIENCE_SECONDS = 1.0
+_LOOK_SECONDS = 0.2
 """How long a child may take to end once its input has ended, and once more after SIGTERM."""
 _MOST_JUNK_LINES = 100
 """How many lines that are no message are passed over: some programs greet on standard output."""
@@ -59,12 +60,13 @@ async def run_child(name: str, settings: ChildSettings, on_end: Callable[[], Non
     reading = asyncio.create_task(_Reader(name, process, incoming).read(), name=f"from {name}")
     reading.add_done_callback(lambda _: on_end())
     writing = asyncio.create_task(_write(process, outgoing), name=f"to {name}")
+    watching = asyncio.create_task(_end_with(process, reading), name=f"end of {name}")
     try:
         yield received, to_send
     finally:
         # Once begun it is done to its end: what is left of a child would be there for ever.
         try:
-            await asyncio.shield(asyncio.create_task(_stop(process, [reading, writing])))
+            await asyncio.shield(asyncio.create_task(_stop(process, [reading, writing, watching])))
         finally:
             for stream in (incoming, received, to_send, outgoing):
                 stream.close()
@@ -154,6 +156,14 @@ async def _stop(process: asyncio.subprocess.Process, tasks: list[asyncio.Task[No
         log.error("the MCP server with the process id %d can't be ended", process.pid)
     await asyncio.wait([draining], timeout=_PATIENCE_SECONDS)
     draining.cancel()
+
+
+async def _end_with(process: asyncio.subprocess.Process, reading: asyncio.Task[None]) -> None:
+    """End the reading of a child that has ended: what it started may keep its output open."""
+    while process.returncode is None:  # noqa: ASYNC110 # nothing else tells of the process alone
+        await asyncio.sleep(_LOOK_SECONDS)
+    await asyncio.sleep(_LOOK_SECONDS)  # for its last words
+    reading.cancel()
 
 
 async def _drain(output: asyncio.StreamReader) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import mcp
@@ -98,6 +98,7 @@ class Connection:
         """What is asked for. A session that breaks may leave it without an answer for ever."""
         assert self._holder is not None  # noqa: S101 # nothing is asked before it is open
         asking = asyncio.create_task(request)
+        asking.add_done_callback(_look_at)
         try:
             await asyncio.wait([asking, self._holder], return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
@@ -113,27 +114,24 @@ class Connection:
     async def _hold(self) -> None:
         # No time-out of the SDK's: it would be one for all requests.
         async with mcp.Client(self._open_streams(), cache=None, message_handler=self._on_message) as client:
+            # A schema of the server's may take its checker hours, here, where nothing can interrupt it.
+            client.session.validate_tool_result = _unchecked  # type: ignore[method-assign] # of this one session
             self._client.set_result(client)
             await self._closing.wait()
 
     def _ended(self, holder: asyncio.Task[None]) -> None:
-        if not holder.cancelled():
-            holder.exception()  # looked at: whoever opens or calls is told by other means
+        _look_at(holder)  # whoever opens or calls is told by other means
         self._on_end()
 
 
-@asynccontextmanager
-async def connected(open_streams: OpenStreams) -> AsyncIterator[Connection]:
-    """A connection for as long as the context lasts."""
-    connection = Connection(open_streams)
-    await connection.open()
-    try:
-        yield connection
-    except BaseException:
-        # Whoever has waited too long doesn't wait for a farewell.
-        await connection.close(at_once=True)
-        raise
-    await connection.close()
+async def _unchecked(name: str, result: mcp.types.CallToolResult) -> None:
+    """What a tool gives is text for a model, whatever its schema says."""
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Asyncio logs the words of an exception that nobody has looked at."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _outcome(task: asyncio.Task[T]) -> T:

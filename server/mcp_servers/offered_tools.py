@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
@@ -18,9 +19,11 @@ from server.mcp_servers.settings import ServerSettings
 
 _MOST_LOOKED_AT = 1000
 _MAX_NAME = 128
-_MAX_DESCRIPTION = 4096
+_MAX_DESCRIPTION = 1024
 _MAX_SCHEMA = 32 * 1024
 _MAX_DEPTH = 32
+_COMPOSED = frozenset({"oneOf", "anyOf", "allOf", "not", "enum", "const"})
+"""What providers take below the top of a schema only."""
 
 
 async def offered(listed: Sequence[Tool], settings: ServerSettings) -> list[Tool]:
@@ -43,7 +46,7 @@ def _is_wanted(name: str, settings: ServerSettings) -> bool:
 
 def _is_usable(tool: Tool) -> bool:
     schema = tool.input_schema
-    if not 0 < len(tool.name) <= _MAX_NAME or schema.get("type", "object") != "object":
+    if not 0 < len(tool.name) <= _MAX_NAME or schema.get("type", "object") != "object" or _COMPOSED & schema.keys():
         return False
     try:
         if len(json.dumps(schema)) > _MAX_SCHEMA or _depth(schema) > _MAX_DEPTH:
@@ -69,5 +72,15 @@ def _reduced(tool: Tool) -> Tool:
         name=tool.name,
         title=tool.title[:_MAX_NAME] if tool.title else None,
         description=tool.description[:_MAX_DESCRIPTION] if tool.description else None,
-        input_schema={"type": "object", **tool.input_schema},
+        input_schema=_with_items({"type": "object", **tool.input_schema}),
     )
+
+
+def _with_items(schema: Any) -> Any:
+    """A schema each of whose arrays says what it is of, be that anything: some providers refuse one that doesn't."""
+    if isinstance(schema, list):
+        return [_with_items(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {name: _with_items(part) for name, part in schema.items()}
+    return changed | {"items": {}} if schema.get("type") == "array" and "items" not in schema else changed

@@ -28,7 +28,7 @@ from mcp.types import (
 
 from server.mcp_servers.caller import Caller, bind_caller, meta_of, take_caller
 from server.mcp_servers.child import Streams, run_child
-from server.mcp_servers.connection import Connection, connected
+from server.mcp_servers.connection import Connection
 from server.mcp_servers.http import open_http
 from server.mcp_servers.offered_tools import offered
 from server.mcp_servers.results import ToolFailedError, as_failure, bounded, kind_of
@@ -55,6 +55,7 @@ class PluggedServer(MCPServer):
         self._tools: list[Tool] = []
         self._seen: list[Tool] = []
         self._chosen: list[Tool] = []
+        self._farewells: set[asyncio.Task[None]] = set()
 
     @property
     def name(self) -> str:
@@ -89,6 +90,8 @@ class PluggedServer(MCPServer):
         connection, self._connection, self._tools = self._connection, None, []
         if connection is not None:
             await connection.close()
+        if self._farewells:
+            await asyncio.wait(self._farewells)
 
     async def list_tools(
         self, run_context: RunContextWrapper[Any] | None = None, agent: AgentBase[Any] | None = None
@@ -141,8 +144,15 @@ class PluggedServer(MCPServer):
         if caller is None or caller.authorization is None:
             raise ToolFailedError(f'"{self._name}" can only be called for users who log in with a token.')
         # A connection of the user's own: what a server remembers of one user in a session is never seen by another.
-        async with connected(partial(self._open_streams, caller.authorization)) as connection:
+        connection = Connection(partial(self._open_streams, caller.authorization))
+        await connection.open()
+        try:
             return await connection.call_tool(tool_name, arguments, meta)
+        finally:
+            # What the tool gave doesn't wait for a farewell.
+            closing = asyncio.create_task(connection.close(), name="farewell of an MCP session")
+            self._farewells.add(closing)
+            closing.add_done_callback(self._farewells.discard)
 
     def _open_streams(self, authorization: str | None = None) -> AbstractAsyncContextManager[Streams]:
         if isinstance(self.settings, ChildSettings):
