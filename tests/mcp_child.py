@@ -15,7 +15,22 @@ from collections.abc import Callable
 from typing import Any
 
 _PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-_TOOLS = ("echo", "pid", "meta", "env", "die", "hang", "large", "image", "fail", "change", "flood", "freeze", "spawn")
+_TOOLS = (
+    "echo",
+    "pid",
+    "meta",
+    "env",
+    "die",
+    "hang",
+    "large",
+    "image",
+    "fail",
+    "change",
+    "flood",
+    "freeze",
+    "spawn",
+    "die_childless",
+)
 
 extra_tools: list[str] = []
 
@@ -45,6 +60,9 @@ def listed(behaviour: str, cursor: str | None) -> dict[str, Any]:
             tool("large", inputSchema={"type": "object", "description": "x" * 40_000}),
             tool("deep", inputSchema={"type": "object", **nested}),
             tool(""),
+            tool("composed", inputSchema={"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}),
+            tool("list", inputSchema={"type": "object", "properties": {"a": {"type": "array"}}}),
+            tool("slow_schema", outputSchema={"type": "object", "properties": {"a": {"pattern": "^(a+)+$"}}}),
             tool("echo", description="d" * 10_000, _meta={"chatkit-grpc/user_id": "mallory"}),
         ]
     if behaviour == "endless":
@@ -57,6 +75,11 @@ def call(name: str, arguments: dict[str, Any], meta: dict[str, Any]) -> dict[str
         _DEEDS[name]()
     if name == "image":
         return {"content": [{"type": "image", "data": _PNG, "mimeType": "image/png"}]}
+    if name == "slow_schema":
+        return {**text("done"), "structuredContent": {"a": "a" * 40 + "!"}}
+    if name == "die_childless":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+        os._exit(1)
     if name == "fail":
         return {**text("the disk is full"), "isError": True}
     if name == "change":

@@ -122,11 +122,28 @@ async def test_of_ten_thousand_tools_a_hundred_are_offered(database_url: str) ->
 async def test_tools_that_a_model_would_refuse_are_left_out(database_url: str) -> None:
     async with plugged(database_url, {"box": child("odd")}) as running:
         names = [name.removeprefix("mcp_box__") for name in await running.tools()]
-        assert not {"no_schema", "deep"} & set(names)
+        assert not {"no_schema", "deep", "composed"} & set(names)
+        listing = next(tool for tool in running.model.requests[-1]["tools"] if tool["name"] == "mcp_box__list")
+        assert listing["parameters"]["properties"]["a"]["items"] == {}
         assert names.count("echo") == 1
         described = next(tool for tool in running.model.requests[-1]["tools"] if tool["name"] == "mcp_box__echo")
         assert len(described["description"]) < 5000
         assert all(len(json.dumps(tool)) < 10_000 for tool in running.model.requests[-1]["tools"])
+
+
+async def test_no_schema_of_a_server_holds_up_anybody(database_url: str) -> None:
+    async with plugged(database_url, {"box": child("odd")}) as running:
+        began = time.monotonic()
+        assert "done" in await running.call("mcp_box__slow_schema")
+        assert time.monotonic() - began < 5
+
+
+async def test_a_child_that_has_died_is_noticed_though_what_it_started_lives_on(database_url: str) -> None:
+    async with plugged(database_url, {"box": child(call_timeout_seconds=20)}) as running:
+        began = time.monotonic()
+        assert "broke off" in await running.call("mcp_box__die_childless")
+        assert time.monotonic() - began < 10
+        await running.until("box")
 
 
 async def test_ten_thousand_odd_tools_hold_up_nobody(database_url: str) -> None:

@@ -8,19 +8,22 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from agents import Agent, RunContextWrapper, function_tool
+from chatkit.widgets import DynamicWidgetRoot
 from chatkit_grpc import codec
 from chatkit_grpc.v1.event_pb2 import ThreadStreamEvent
 
 from server.assistant import Assistant
 from server.model_choice import choose_model
-from server.models import OpenModel, OpenModels
+from server.models import OpenModel, OpenModels, open_model
 from server.offline_model import OfflineModel
 from server.runs.pending_items import PendingItems
 from server.settings import Settings
 from server.store import PostgresStore
+from server.team import Team
 from server.tool_tasks import title_of
 from tests.database import fresh_database
-from tests.fake_openai import Call, Fail, Say
+from tests.fake_openai import Call, Fail, FakeOpenAI, Say
 from tests.mcp_fixtures import Plugged, child, plugged
 from tests.page import body_of, events_of, post, say
 from tests.system import open_system
@@ -178,6 +181,47 @@ async def test_a_page_that_leaves_stops_the_tool_and_nothing_is_shown_for_ever(e
             if workflows and "loading" not in json.dumps(workflows):
                 break
             await asyncio.sleep(0.05)
+
+
+async def test_a_stop_ends_a_task_whose_workflow_something_else_has_ended(database_url: str) -> None:
+    """Two tools at once: one shows a card, the other is still at it."""
+    async with FakeOpenAI((Call("slow", {}, also=[Call("card", {})]), Say())) as model:
+        opened = open_model(choose_model(Settings(model_base_url=model.base_url, model_name="fake")))
+        team = Team([("a", Agent(name="A", tools=[slow, card]))])
+
+        def factory(store: PostgresStore) -> Assistant:
+            return Assistant(store, OpenModels([opened]), team=team)
+
+        async with open_system(database_url, factory) as system:
+            answering = asyncio.create_task(post(system, say("Go")))
+            async with asyncio.timeout(10):
+                while not await system.server.database.fetchval(SHOWN):
+                    await asyncio.sleep(0.02)
+            thread_id = await system.server.database.fetchval("select session_id from chat_sessions")
+            await post(system, body_of("runs.cancel", thread_id=thread_id))
+            await answering
+            page = await post(system, body_of("items.list", thread_id=thread_id, order="asc"))
+            workflows = [item["workflow"] for item in page.json()["data"] if item["type"] == "workflow"]
+            assert workflows
+            assert "loading" not in json.dumps(workflows)
+
+
+SHOWN = "select count(*) from chat_messages where item_type = 'widget'"
+
+
+@function_tool
+async def slow() -> str:
+    """Takes its time."""
+    await asyncio.sleep(60)
+    return ""
+
+
+@function_tool
+async def card(run: RunContextWrapper[Any]) -> str:
+    """Shows a card."""
+    await asyncio.sleep(0.3)
+    await run.context.stream_widget(DynamicWidgetRoot.model_validate({"type": "Card", "children": []}))
+    return "shown"
 
 
 async def test_a_tool_that_shows_something_itself_is_shown_as_done(database_url: str) -> None:
