@@ -50,9 +50,6 @@ class Appending:
         item = await self._item_of(_completed(request, context["user_id"]), context)
         if request.start_run:
             return await self._append_and_start(request, item, context)
-        for attachment in item.attachments if isinstance(item, UserMessageItem) else ():
-            # As the core does it: an attachment that no thread shows would be swept.
-            await self._store.save_attachment(attachment, context)
         if not await self._store.append_item(request.thread_id, item, _told(item), context):
             item = await self._same_item(request, item, context)
         return pb.AppendItemResponse(item=sdk.to_message(item, ThreadItemMessage))

@@ -53,6 +53,9 @@ _LANGUAGES = re.compile(
 """What the API can be told to expect."""
 _LANGUAGE = re.compile(r"\s*([a-z]+)", re.IGNORECASE)
 
+_OPENAI = "https://api.openai.com/v1"
+"""Said here, since the client would go where OPENAI_BASE_URL says, with whichever key."""
+
 log = logging.getLogger(__name__)
 
 
@@ -63,7 +66,9 @@ class Dictation:
         self._transcriber = transcriber
         self._client = openai.AsyncOpenAI(
             api_key=transcriber.api_key or "none",  # the client insists on one
-            base_url=transcriber.base_url,
+            base_url=transcriber.base_url or _OPENAI,
+            # A recording goes where the operator says, and not where an answer does.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
             timeout=openai.Timeout(transcriber.seconds, connect=min(_CONNECT_SECONDS, transcriber.seconds)),
             max_retries=0,  # its own would wait out a Retry-After while somebody waits for his words
         )

@@ -22,6 +22,8 @@ from server.store import RecordNotFoundError
 
 _DEFAULT_SIZE = 20
 _MOST = 1000
+_MOST_WITH_ITEMS = 20
+"""An item may be a megabyte, and the question before it another."""
 _KINDS: Mapping[int, str | None] = {
     pb.FEEDBACK_KIND_UNSPECIFIED: None,
     pb.FEEDBACK_KIND_POSITIVE: "positive",
@@ -116,7 +118,7 @@ class FeedbackLists:
         """A page of the user's own. Raises NotFoundError for a thread that isn't there, and ValidationError."""
         user_id, thread_id = context["user_id"], request.thread_id if request.HasField("thread_id") else None
         after = from_cursor(request.after, datetime, str, str) if request.after else (None, None, None)
-        size = _page_size(request.limit)
+        size = _page_size(request.limit, request.include_items)
         filters = _filters(request.filter)
         statement = _OWN[request.order == ORDER_ASC]
         values = (user_id, thread_id, *filters, *after, size + 1, request.include_items)
@@ -133,7 +135,7 @@ class FeedbackLists:
         """A page of all users'. Raises ValidationError."""
         cursor = from_cursor(request.after, datetime, str, str, str) if request.after else (None, None, None, None)
         given_at, user_id, *on = cursor
-        size = _page_size(request.limit)
+        size = _page_size(request.limit, request.include_items)
         values = (user_id, None, *_filters(request.filter), given_at, *on, size + 1, request.include_items)
         rows = await self._database.fetch(_ALL[request.order == ORDER_ASC], *values)
         response = pb.ListAllFeedbackResponse(data=map(_feedback, rows[:size]), has_more=len(rows) > size)
@@ -143,8 +145,8 @@ class FeedbackLists:
         return response
 
 
-def _page_size(wanted: int) -> int:
-    return min(wanted or _DEFAULT_SIZE, _MOST)
+def _page_size(wanted: int, include_items: bool) -> int:  # as the request has it
+    return min(wanted or _DEFAULT_SIZE, _MOST_WITH_ITEMS if include_items else _MOST)
 
 
 def _filters(wanted: pb.FeedbackFilter) -> Sequence[Any]:

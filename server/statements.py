@@ -140,7 +140,8 @@ on conflict (user_id, session_id, message_id) do update set
 returning position
 """
 
-# As SAVE_ITEM, but one that is there already is left alone: then no row comes back, as without a thread.
+# As SAVE_ITEM, but one that is there already is left alone: then no row comes back, as without a thread. The thread
+# shows its attachments ($10) from then on.
 APPEND_ITEM = """
 with thread as (
     update chat_sessions set next_position = next_position + 1, updated_at = now(), log_position = log_position + 1
@@ -150,6 +151,9 @@ with thread as (
 ), event as (
     insert into thread_events (user_id, session_id, position, kind, events)
     select $1, $2, log_position, 'changed', $9 from thread
+), linked as (
+    update attachments set session_id = $2, expires_at = null from thread
+    where user_id = $1 and attachment_id = any ($10::text[])
 )
 insert into chat_messages
     (user_id, session_id, message_id, position, item_type, sender_type, content, "timestamp", item)
@@ -288,7 +292,8 @@ select
     exists (select from chat_messages where user_id = $1 and session_id = $2 and message_id = $3) as item
 """
 
-# Under a lease the thread's row is locked against whoever would take it away meanwhile.
+# Under a lease the thread's row is locked against whoever would take it away meanwhile, and an attachment that was
+# deleted since it was looked at isn't made again.
 SAVE_ATTACHMENT = """
 with lease as (
     select from chat_sessions
@@ -296,7 +301,9 @@ with lease as (
     for share
 )
 insert into attachments (user_id, attachment_id, session_id, name, mime_type, attachment)
-select $1, $2, $3, $4, $5, $6 where $7::bigint is null or exists (select from lease)
+select $1, $2, $3, $4, $5, $6
+where $7::bigint is null
+    or exists (select from lease) and exists (select from attachments where user_id = $1 and attachment_id = $2)
 on conflict (user_id, attachment_id) do update set
     session_id = excluded.session_id,
     name = excluded.name,

@@ -14,7 +14,15 @@ from typing import TypeVar
 import asyncpg
 from chatkit.store import AttachmentStore, Store, StoreItemType
 from chatkit.store import NotFoundError as SDKNotFoundError
-from chatkit.types import Attachment, FeedbackKind, Page, SDKHiddenContextItem, ThreadItem, ThreadMetadata
+from chatkit.types import (
+    Attachment,
+    FeedbackKind,
+    Page,
+    SDKHiddenContextItem,
+    ThreadItem,
+    ThreadMetadata,
+    UserMessageItem,
+)
 from chatkit_grpc.errors import DatabaseError, NotFoundError, ValidationError
 from chatkit_grpc.v1 import error_reason_pb2 as reasons
 
@@ -219,7 +227,8 @@ class PostgresStore(Store[RequestContext]):
 
     async def append_item(self, thread_id: str, item: ThreadItem, change: bytes, context: RequestContext) -> bool:
         """Add an item unless the thread has one with its id, and tell those who watch. Whether it was added."""
-        values = (context["user_id"], thread_id, *item_values(item), change)
+        brought = [attachment.id for attachment in item.attachments] if isinstance(item, UserMessageItem) else []
+        values = (context["user_id"], thread_id, *item_values(item), change, brought)
         try:
             return bool(await self._database.fetch(statements.APPEND_ITEM, *values))
         except DatabaseError as error:
@@ -267,6 +276,7 @@ class PostgresStore(Store[RequestContext]):
             lease and lease.epoch,
         )
         if row is None:
+            await self.load_attachment(attachment.id, context)  # raises where it was deleted meanwhile
             raise LeaseLostError
 
     async def load_attachment(self, attachment_id: str, context: RequestContext) -> Attachment:

@@ -45,7 +45,7 @@ def tool(name: str, **more: Any) -> dict[str, Any]:
 
 
 def listed(behaviour: str, cursor: str | None) -> dict[str, Any]:
-    tools = [tool(name) for name in (*_TOOLS, *extra_tools)]
+    tools = [tool(name) for name in (*_TOOLS, "die_childless", *extra_tools)]
     if behaviour == "many":
         tools += [tool(f"tool_{number}") for number in range(10_000)]
     if behaviour == "many odd":

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from chatkit.server import ChatKitServer
 from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadItemDoneEvent
+from chatkit_grpc.errors import NotFoundError
 from chatkit_grpc.v1 import thread_service_pb2, thread_service_pb2_grpc
 
 from bridge.settings import Settings as BridgeSettings
@@ -22,6 +23,7 @@ from server.attachments.for_the_model import contents_for
 from server.attachments.postgres_bytes import PostgresBytes
 from server.attachments.settings import AttachmentSettings
 from server.attachments.sweep import AttachmentSweep
+from server.lease import Lease
 from server.retention import Retention
 from server.store import PostgresStore
 from server.token_estimate import tokens_in
@@ -259,6 +261,22 @@ async def test_a_service_may_append_a_message_with_what_is_uploaded_and_nothing_
     assert added.item.user_message.attachments[0].file.name == "a.txt"
     shown = "select session_id, expires_at from attachments where attachment_id = $1"
     assert tuple(await system.server.database.fetchrow(shown, there["id"]) or ()) == (thread_id, None)
+    thread_id, other = "thr_none", await uploaded(system, b"text")
+    with pytest.raises(Exception, match="no such thread"):
+        await append(other["id"])
+    assert (await system.server.database.fetch(shown, other["id"]))[0]["session_id"] is None
+
+
+async def test_a_message_brings_no_attachment_that_is_deleted_meanwhile(system: System) -> None:
+    made = await uploaded(system, b"text")
+    context, store = context_of("dev-user"), system.server.store
+    attachment = await store.load_attachment(made["id"], context)
+    await store.delete_attachment(made["id"], context)
+    attachment.thread_id = "thr_1"
+    Lease("dev-user", "thr_1", "run_1", 1).give_to(context)
+    with pytest.raises(NotFoundError):
+        await store.save_attachment(attachment, context)
+    assert not await system.server.database.fetch("select 1 from attachments")
 
 
 class Own(ChatKitServer[Any]):

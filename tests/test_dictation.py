@@ -132,7 +132,7 @@ FAILURES: dict[str, tuple[Step, int, str, str]] = {
     "busy": (Refuse(429), 503, "TRANSCRIPTION_BUSY", f"is busy, or its quota is used up. {AGAIN}"),
     "broken": (Refuse(500), 503, "TRANSCRIPTION_BUSY", f"failed. {AGAIN}"),
     "cut": ("cut", 503, "TRANSCRIPTION_BUSY", f"can't be reached. {AGAIN}"),
-    "redirect": (Refuse(302, {"location": "http://127.0.0.1:1/"}), 503, "TRANSCRIPTION_BUSY", "can't be reached"),
+    "redirect": (Refuse(302, {"location": "http://127.0.0.1:1/"}), 424, "TRANSCRIPTION_FAILED", ""),
     "no JSON": (Junk(b"<html>"), 424, "TRANSCRIPTION_FAILED", "did not give a proper answer"),
     "a page": (Junk(b"<html>", "text/html"), 424, "TRANSCRIPTION_FAILED", "did not give a proper answer"),
     "a list": (Junk(b"[1]"), 424, "TRANSCRIPTION_FAILED", "did not give a proper answer"),

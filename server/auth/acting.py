@@ -76,8 +76,8 @@ def service_for_all(service: str, named: str | None, claims: Claims | None = Non
     if named is not None:
         raise PermissionDeniedError(f"{USER_HEADER}: this reads of all users; call without it.")
     log.info("%s reads of all users", service)
-    # Its calls count as those of one user, who isn't anybody's.
-    return Auth(f"service:{service}", "service", service=service, claims=claims or {})
+    # Its calls count as those of one user, who isn't anybody: no user's id has a blank.
+    return Auth(f"service {service}", "service", service=service, claims=claims or {})
 
 
 def not_for_users() -> PermissionDeniedError:

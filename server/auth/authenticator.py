@@ -24,6 +24,7 @@ from server.auth.acting import (
     named_user,
     no_service,
     not_for_users,
+    service_for_all,
     user_in,
 )
 from server.auth.jwks import KeySet
@@ -78,6 +79,8 @@ class Authenticator:
             if access == ACCESS_ALL_USERS:
                 raise not_for_users()
             return _by_session(user_id, named_user(metadata))
+        if self._development_user is not None and access == ACCESS_ALL_USERS:
+            return service_for_all(self._development_user, named_user(metadata))
         if self._development_user is not None:
             return Auth(named_user(metadata) or self._development_user, "development")
         raise missing()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 
+from chatkit_grpc.errors import LimitError, Quota
 from chatkit_grpc.v1 import thread_service_pb2 as pb
 from chatkit_grpc.v1.thread_pb2 import Thread
 
@@ -15,6 +16,7 @@ from server import sdk
 from server.context import RequestContext
 from server.cursors import from_cursor, to_cursor
 from server.database import Database, Record
+from server.limits.at_once import AtOnce
 from server.records import thread_of
 from server.row_security import RowSecurityDatabase
 from server.search.query import parse
@@ -25,6 +27,7 @@ from server.search.words import LONGEST_TEXT
 _DEFAULT_SIZE = 20
 _MOST_THREADS = 100
 _MOST_ITEMS = 3
+_MOST_AT_ONCE = 3
 _CURSOR = (datetime, bool, datetime, str)
 """When the search began; then where the last thread of the page stands: by its title, its newest hit, its id."""
 _SPEAKERS: Mapping[str, pb.Speaker.ValueType] = {
@@ -34,15 +37,28 @@ _SPEAKERS: Mapping[str, pb.Speaker.ValueType] = {
 }
 
 
+def _too_many() -> LimitError:
+    words = f"You have {_MOST_AT_ONCE} searches at once already; wait for one of them."
+    return LimitError(words, retry_after=1.0, quota=Quota("searches_at_once", _MOST_AT_ONCE))
+
+
 class Search:
     """Finds what a user's threads say."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._at_once = AtOnce(_MOST_AT_ONCE, _too_many)
         self._statement = SEARCH_BEHIND_THE_WALL if isinstance(database, RowSecurityDatabase) else SEARCH
 
     async def find(self, request: pb.SearchThreadsRequest, context: RequestContext) -> pb.SearchThreadsResponse:
-        """A page. Raises ValidationError for a query without words, or too many, and for an unknown cursor."""
+        """A page. Raises ValidationError for a query without words, or too many, and for an unknown cursor.
+
+        LimitError where the user has as many searches at once as he may: a slow one holds a connection that all share.
+        """
+        with self._at_once.one_more(context["user_id"]):
+            return await self._find(request, context)
+
+    async def _find(self, request: pb.SearchThreadsRequest, context: RequestContext) -> pb.SearchThreadsResponse:
         user_id, query = context["user_id"], parse(request.query)
         size = min(request.limit or _DEFAULT_SIZE, _MOST_THREADS)
         after = from_cursor(request.after, *_CURSOR) if request.after else (None,) * len(_CURSOR)

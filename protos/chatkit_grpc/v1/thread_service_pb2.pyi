@@ -609,7 +609,7 @@ class ListFeedbackRequest(_message.Message):
     thread_id: _builtins.str
     """Those on one thread. Absent: on all."""
     include_items: _builtins.bool
-    """Whether the items come along, each with the user's message that it answers."""
+    """Whether the items come along, each with the user's message that it answers; then a page has 20 at most."""
     @_builtins.property
     def filter(self) -> Global___FeedbackFilter:
         """Which verdicts. Absent: all."""
@@ -697,7 +697,7 @@ class ListAllFeedbackRequest(_message.Message):
     after: _builtins.str
     """As in ListFeedbackRequest."""
     include_items: _builtins.bool
-    """Whether the items come along, each with the user's message that it answers."""
+    """Whether the items come along, each with the user's message that it answers; then a page has 20 at most."""
     @_builtins.property
     def filter(self) -> Global___FeedbackFilter:
         """Which verdicts. Absent: all."""
