@@ -299,18 +299,20 @@ with lease as (
     select from chat_sessions
     where user_id = $1 and session_id = $3 and run_epoch = $7 and active_run_id is not null
     for share
+), saved as (
+    insert into attachments (user_id, attachment_id, session_id, name, mime_type, attachment)
+    select $1, $2, $3, $4, $5, $6
+    where $7::bigint is null
+        or exists (select from lease) and exists (select from attachments where user_id = $1 and attachment_id = $2)
+    on conflict (user_id, attachment_id) do update set
+        session_id = excluded.session_id,
+        name = excluded.name,
+        mime_type = excluded.mime_type,
+        attachment = excluded.attachment,
+        expires_at = case when excluded.session_id is null then attachments.expires_at end
+    returning attachment_id
 )
-insert into attachments (user_id, attachment_id, session_id, name, mime_type, attachment)
-select $1, $2, $3, $4, $5, $6
-where $7::bigint is null
-    or exists (select from lease) and exists (select from attachments where user_id = $1 and attachment_id = $2)
-on conflict (user_id, attachment_id) do update set
-    session_id = excluded.session_id,
-    name = excluded.name,
-    mime_type = excluded.mime_type,
-    attachment = excluded.attachment,
-    expires_at = case when excluded.session_id is null then attachments.expires_at end
-returning attachment_id
+select exists (select from saved) as is_saved, exists (select from lease) as has_lease
 """
 
 LOAD_ATTACHMENT = """

@@ -275,9 +275,10 @@ class PostgresStore(Store[RequestContext]):
             json_of(attachment),
             lease and lease.epoch,
         )
-        if row is None:
-            await self.load_attachment(attachment.id, context)  # raises where it was deleted meanwhile
+        if row is None or not (row["is_saved"] or row["has_lease"]):
             raise LeaseLostError
+        if not row["is_saved"]:
+            raise RecordNotFoundError.attachment(attachment.id)
 
     async def load_attachment(self, attachment_id: str, context: RequestContext) -> Attachment:
         """An attachment of the user."""

@@ -272,8 +272,11 @@ async def test_a_message_brings_no_attachment_that_is_deleted_meanwhile(system: 
     context, store = context_of("dev-user"), system.server.store
     attachment = await store.load_attachment(made["id"], context)
     await store.delete_attachment(made["id"], context)
+    await system.server.database.fetch(
+        "insert into chat_sessions (user_id, session_id, active_run_id, run_epoch) values ('dev-user', 'thr_1', 'r', 1)"
+    )
     attachment.thread_id = "thr_1"
-    Lease("dev-user", "thr_1", "run_1", 1).give_to(context)
+    Lease("dev-user", "thr_1", "r", 1).give_to(context)
     with pytest.raises(NotFoundError):
         await store.save_attachment(attachment, context)
     assert not await system.server.database.fetch("select 1 from attachments")
