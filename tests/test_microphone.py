@@ -14,7 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WEB = ROOT / "clients" / "web"
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node isn't there")
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None, reason="runs the page's script, and Node is no requirement"
+)
 
 
 @cache
